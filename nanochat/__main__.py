@@ -1,0 +1,5 @@
+"""`python -m nanochat` is the console script `nanochat`."""
+
+from .cli import main
+
+raise SystemExit(main())

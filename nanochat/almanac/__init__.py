@@ -1,0 +1,173 @@
+"""The embedded default corpus: a small, correct, readable English, made from tables of facts and lists of wordings.
+
+    pretrain_documents(size, seed)   text, and question-and-answer documents in chat form
+    conversations(size, seed)        questions with answers: split "train" and four held-out splits
+
+Everything is a pure function of (size, seed). Which facts, names and wordings are held out depends on neither, so no
+training set, whatever its seed, holds what another one's test asks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from ..config import unknown as unknown_name
+from ..qa import Conversation
+from .facts import Fact, paragraphs, select
+from .grammar import stream
+from .questions import followed_up, in_new_words, only_told, trained
+from .reading import about, passages
+from .smalltalk import talk
+from .stories import plain_stories, story_talk
+from .unknown import unanswerable
+
+HELD_OUT_SPLITS = ("wording", "fact", "passage", "smalltalk")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of the almanac is made."""
+
+    name: str
+    core_only: bool  # only the core rows of the tables
+    rows: int | None  # at most so many rows of a table (and those that every size needs)
+    pretrain_bytes: int
+    conversations: int  # in the split "train"
+    held_out: int  # in each held-out split
+
+
+SIZES = {
+    "smoke": Size("smoke", True, 2, 60_000, 300, 24),
+    "default": Size("default", True, None, 1_000_000, 8_000, 400),
+    "full": Size("full", False, None, 7_000_000, 60_000, 1_200),
+}
+_TRAIN = {"facts": 50, "reading": 25, "smalltalk": 15, "stories": 3, "unknown": 7}  # per cent of the conversations
+_PRETRAIN = {
+    "told": 34,
+    "passages": 8,
+    "stories": 15,
+    "talked": 25,
+    "read": 15,
+    "requested": 3,
+}  # per cent of the bytes
+
+
+def _size(name: str) -> Size:
+    if name not in SIZES:
+        raise unknown_name("size of the almanac", name, SIZES)
+    return SIZES[name]
+
+
+def _told(size: Size) -> tuple[Fact, ...]:
+    return select(size.core_only, size.rows)
+
+
+def fact_count(size: str = "default") -> int:
+    """How many different facts the pretraining text of this size tells (both directions of one count once)."""
+    return len({fact.group for fact in _told(_size(size))})
+
+
+def _read(rng: random.Random, split: str, prefix: str, turns: Callable[[random.Random], int]) -> Iterator[Conversation]:
+    held_out = split == "passage"
+    for number, passage in enumerate(passages(rng, held_out)):
+        noise = 0.0 if held_out else 0.2
+        yield about(passage, rng, turns(rng), split=split, id=f"{prefix}/{passage.family}/{number}", noise=noise)
+
+
+def _after_another(
+    facts_asked: Iterator[Conversation], smalltalk: Iterator[Conversation], rng: random.Random
+) -> Iterator[Conversation]:
+    """Facts; one in twelve is asked after a greeting or another question."""
+    for conversation in facts_asked:
+        if rng.random() < 1 / 12:
+            before = next(smalltalk if rng.random() < 0.7 else facts_asked)
+            conversation = replace(conversation, turns=(*before.turns, *conversation.turns))
+        yield conversation
+
+
+def _skills(size: Size, rng: Callable[[str], random.Random], prefix: str) -> dict[str, Iterator[Conversation]]:
+    told = _told(size)
+    asked = trained(told, rng("facts"), f"{prefix}/facts")
+    follow = followed_up(told, rng("follow"), f"{prefix}/follow")
+    return {
+        "facts": _mixed({asked: 92, follow: 8}, rng("mixed facts")),
+        "reading": _read(rng("reading"), "train", f"{prefix}/reading", lambda rng: rng.choice((1, 1, 2, 3))),
+        "smalltalk": talk(rng("smalltalk"), "train", f"{prefix}/smalltalk"),
+        "stories": story_talk(rng("stories"), "train", f"{prefix}/stories"),
+        "unknown": unanswerable(rng("unknown"), "train", f"{prefix}/unknown"),
+    }
+
+
+def conversations(size: str = "default", seed: int = 0) -> Iterator[Conversation]:
+    """Questions with answers, a pure function of (size, seed).
+
+    Split "train", in shuffled order; then the held-out splits: "wording" (new ways to ask; a twelfth of them has no
+    answer, skill "unknown"), "fact" (facts that training only tells), "passage" (new names and things to read about)
+    and "smalltalk" (new wordings and arguments). Raises UserError for an unknown size.
+    """
+    chosen = _size(size)
+
+    def rng(purpose: str) -> random.Random:
+        return stream(size, seed, "conversations", purpose)
+
+    told, skills = _told(chosen), _skills(chosen, rng, "train")
+    skills["facts"] = _after_another(skills["facts"], skills["smalltalk"], rng("after another"))
+    order = [name for name, share in _TRAIN.items() for _ in range(chosen.conversations * share // 100)]
+    rng("order").shuffle(order)
+    for name in order:
+        yield next(skills[name])
+    yield from islice(in_new_words(told, rng("wording"), "wording"), chosen.held_out)
+    yield from islice(unanswerable(rng("wording unknown"), "wording", "wording/unknown"), chosen.held_out // 11)
+    yield from islice(only_told(told, rng("fact"), "fact"), chosen.held_out)
+    yield from islice(_read(rng("passage"), "passage", "passage", lambda rng: 1), chosen.held_out)
+    yield from islice(talk(rng("held smalltalk"), "smalltalk", "smalltalk"), chosen.held_out)
+
+
+def pretrain_documents(size: str = "default", seed: int = 0) -> Iterator[str | Conversation]:
+    """The pretraining corpus, a pure function of (size, seed): paragraphs that tell facts, passages, stories, and
+    about 40 % question-and-answer documents. It ends when `Size.pretrain_bytes` are reached. Raises UserError for an
+    unknown size.
+    """
+    chosen = _size(size)
+
+    def rng(purpose: str) -> random.Random:
+        return stream(size, seed, "pretrain", purpose)
+
+    skills = _skills(chosen, rng, "pretrain")
+    talked = _mixed({skills["facts"]: 75, skills["smalltalk"]: 16, skills["unknown"]: 9}, rng("talked"))
+    kinds: dict[str, Iterator[str | Conversation]] = {
+        "told": paragraphs(_told(chosen), rng("told")),
+        "passages": (passage.text for passage in passages(rng("passages"))),
+        "stories": plain_stories(rng("plain stories")),
+        "talked": _chains(talked, rng("chains")),
+        "read": _read(rng("read"), "train", "pretrain/read", lambda rng: rng.randint(2, 5)),
+        "requested": skills["stories"],
+    }
+    written = dict.fromkeys(kinds, 0)
+    while sum(written.values()) < chosen.pretrain_bytes:
+        kind = min(kinds, key=lambda name: written[name] / _PRETRAIN[name])
+        document = next(kinds[kind])
+        written[kind] += length(document)
+        yield document
+
+
+def length(document: str | Conversation) -> int:
+    if isinstance(document, str):
+        return len(document.encode())
+    return sum(len(turn.text.encode()) for turn in document.turns) + len(document.context.encode())
+
+
+def _mixed(sources: dict[Iterator[Conversation], int], rng: random.Random) -> Iterator[Conversation]:
+    """Draws from several sources, in proportion to their weights."""
+    while True:
+        yield next(rng.choices(list(sources), list(sources.values()))[0])
+
+
+def _chains(source: Iterator[Conversation], rng: random.Random) -> Iterator[Conversation]:
+    """One to four conversations one after another, as one. The last question is the one that counts."""
+    while True:
+        found = list(islice(source, rng.choice((1, 1, 2, 3, 4))))
+        yield replace(found[-1], turns=tuple(turn for each in found for turn in each.turns))

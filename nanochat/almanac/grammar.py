@@ -1,0 +1,196 @@
+"""Wordings as data: text files of tagged lines, and the few rules of English needed to fill their gaps.
+
+A file in `wordings/` is a list of sections. `[name] head` opens one, every other line is a tag and a text; " | "
+between texts means that any of them will do. A gap is `{key}`, or `{filter key}` for a word in another form: see
+`FILTERS`.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+Values = Mapping[str, str]
+
+_AN = re.compile(
+    r"(?!(?:uni|use|usu|eu|ew|one\b|once)|u[krst][aeiou])[aeiou]|hour|honest|heir|x-|8|1[18]\b", re.IGNORECASE
+)
+_GAP = re.compile(r"\{(?:(\w+) )?([\w.]+)\}")
+_START = re.compile(r"(?:^|(?<=[.!?] ))([\"']?)([a-z])")
+_STOPS = re.compile(r"(?<!\.)\.\.(?!\.)")
+_BASES = {"invented": "invent", "discovered": "discover", "built": "build", "developed": "develop"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One `[name] head` of a wordings file with its `(tag, text)` lines in order."""
+
+    name: str
+    head: str
+    lines: tuple[tuple[str, str], ...]
+
+    def __getitem__(self, tag: str) -> tuple[str, ...]:
+        """Every wording under `tag`, variants unfolded."""
+        return tuple(part for name, text in self.lines if name == tag for part in text.split(" | "))
+
+
+@cache
+def sections(file: str) -> tuple[Section, ...]:
+    """The sections of `wordings/<file>.txt`."""
+    found: list[tuple[str, str, list[tuple[str, str]]]] = []
+    text = resources.files(__package__).joinpath("wordings", f"{file}.txt").read_text(encoding="utf-8")
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        if line.startswith("["):
+            name, _, head = line[1:].partition("]")
+            found.append((name, head.strip(), []))
+        else:
+            tag, _, rest = line.partition(" ")
+            found[-1][2].append((tag, rest.strip()))
+    return tuple(Section(name, head, tuple(lines)) for name, head, lines in found)
+
+
+def section(file: str, name: str) -> Section:
+    """The section `name` of `wordings/<file>.txt`."""
+    return next(each for each in sections(file) if each.name == name)
+
+
+@cache
+def words(file: str, name: str) -> tuple[str, ...]:
+    """The words of a section that is a plain list: apart by blanks, or by " | " where one has blanks of its own."""
+    lines = [text for _, text in section(file, name).lines]
+    return tuple(word.strip() for text in lines for word in (text.split("|") if "|" in text else text.split()))
+
+
+def article(noun: str) -> str:
+    """`noun` with "a" or "an" before it, by sound: an owl, a unicorn, an hour."""
+    return f"{'an' if _AN.match(noun) else 'a'} {noun}"
+
+
+def possessive(noun: str) -> str:
+    """France's, the United States'."""
+    return noun + ("'" if noun.endswith("s") else "'s")
+
+
+def number_word(number: int) -> str:
+    """0 ≤ number ≤ 100 in words: "seven", "forty-two"."""
+    if number < 20:
+        return words("english", "ones")[number]
+    if number == 100:
+        return "one hundred"
+    tens, ones = divmod(number, 10)
+    return words("english", "tens")[tens] + (f"-{number_word(ones)}" if ones else "")
+
+
+def ordinal(number: int) -> str:
+    """0 ≤ number ≤ 12 as a rank: "third"."""
+    return words("english", "ordinals")[number]
+
+
+def capitalised(text: str) -> str:
+    """`text` with a capital at the start of each sentence."""
+    return _START.sub(lambda match: match[1] + match[2].upper(), text)
+
+
+def joined(items: Sequence[str]) -> str:
+    """`a dog, a cat and a cow`."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def normalised(text: str) -> str:
+    """Without case, spacing and punctuation (but for + - *): how a question of the test is found in the training."""
+    return " ".join(re.findall(r"\w+|[+*-]", text.casefold()))
+
+
+def _count(values: Values, key: str) -> str:
+    return f"{number_word(int(values[key]))} {key[:-1] if values[key] == '1' else key}"
+
+
+def _was(values: Values, key: str) -> str:
+    head = re.split(r" (?:of|for|in|on) ", values[key])[0]
+    return f"{values[key]} {'were' if re.search(r'[^sui]s$', head) else 'was'}"
+
+
+def uncapitalised(text: str, common: str = "") -> str:
+    """`text` for the middle of a sentence: "The cat" becomes "the cat", "Rome is" stays; `common` holds no names."""
+    first = text.split()[0]
+    if first in words("english", "openers") or first.lower() in re.findall(r"\w+", common):
+        return text[0].lower() + text[1:]
+    return text
+
+
+def _low(values: Values, key: str) -> str:
+    return uncapitalised(values[key], values.get("question", ""))
+
+
+def _with_the(values: Values, key: str) -> str:
+    return f"the {values[key]}" if values.get("the") else values[key]
+
+
+FILTERS: dict[str, Callable[[Values, str], str]] = {
+    "a": lambda values, key: article(values[key]),
+    "the": _with_the,
+    "thes": lambda values, key: possessive(_with_the(values, key)),
+    "s": lambda values, key: possessive(values[key]),
+    "was": _was,
+    "base": lambda values, key: _BASES[values[key]],
+    "low": _low,
+    "word": lambda values, key: number_word(int(values[key])),
+    "count": _count,
+    "q": lambda values, key: values["quote"] + values[key] + values["quote"],
+    "ord": lambda values, key: ordinal(int(values[key])),
+    "cap": lambda values, key: values[key][:1].upper() + values[key][1:],
+}
+
+
+@cache
+def _parts(template: str) -> tuple[tuple[str, str | None, str | None], ...]:
+    pieces, at = [], 0
+    for match in _GAP.finditer(template):
+        pieces.append((template[at : match.start()], match[1], match[2]))
+        at = match.end()
+    return (*pieces, (template[at:], None, None))
+
+
+def fill(template: str, values: Values) -> str:
+    """`template` with its gaps filled from `values`; raises KeyError for a gap that nothing fills."""
+    text = []
+    for literal, name, key in _parts(template):
+        text.append(literal)
+        if key is not None:
+            text.append(FILTERS[name](values, key) if name else values[key])
+    return "".join(text)
+
+
+def sentence(template: str, values: Values) -> str:
+    """`fill`, with a capital at the start of each sentence, and one full stop after an abbreviation at its end."""
+    return capitalised(_STOPS.sub(".", fill(template, values)))
+
+
+def gaps(template: str) -> tuple[str, ...]:
+    """The keys that `template` asks for."""
+    return tuple(key for _, _, key in _parts(template) if key is not None)
+
+
+def stream(*parts: object) -> random.Random:
+    """A random generator of its own for each purpose: seeded by a text, so the same on every machine."""
+    return random.Random("almanac " + " ".join(map(str, parts)))
+
+
+class Deck:
+    """Draws without repeating until all are drawn, then shuffles again: every item comes up equally often."""
+
+    def __init__(self, items: Sequence, rng: random.Random) -> None:
+        self._items, self._rng, self._left = tuple(items), rng, []
+
+    def draw(self):
+        """The next item."""
+        if not self._left:
+            self._left = list(self._items)
+            self._rng.shuffle(self._left)
+        return self._left.pop()

@@ -1,0 +1,101 @@
+"""Words for the gaps of passages and stories: lists, and names made of syllables so that they must be read, not known.
+
+Each pool is split: what is drawn for held-out passages is never drawn for training ones.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from functools import cache
+
+from .grammar import fill, number_word, section, sections, words
+
+_PRONOUNS = {"he": ("he", "his", "him"), "she": ("she", "her", "her")}
+_NAMES = {"she": "girls", "he": "boys"}
+_MONEY = ("dollars", "euros", "pounds", "coins", "cents", "crowns")
+
+
+@cache
+def pool(name: str, held_out: bool = False) -> tuple[str, ...]:
+    """The words of `[name]` in pools.txt: the training part, or the part kept for held-out passages."""
+    found = words("pools", name)
+    if section("pools", name).head != "split":
+        return found
+    return tuple(word for at, word in enumerate(found) if (at % 5 == 4) == held_out)
+
+
+@cache
+def _listed() -> frozenset[str]:
+    return frozenset(word for each in sections("pools") for half in (False, True) for word in pool(each.name, half))
+
+
+def composed(rng: random.Random, held_out: bool, suffixes: tuple[str, ...] = ("",)) -> str:
+    """A name made of two or three syllables, "Taldovin"; a checksum says which names are held out."""
+    syllables = pool("syllables")
+    while True:
+        stem = "".join(rng.choice(syllables) for _ in range(rng.choice((2, 2, 3) if suffixes == ("",) else (1, 2))))
+        name = (stem + rng.choice(suffixes)).capitalize()
+        if len(name) > 3 and name not in _listed() and (zlib.crc32(name.encode()) % 5 == 0) == held_out:
+            return name
+
+
+def town(rng: random.Random, held_out: bool) -> str:
+    """The name of a town that is on no map."""
+    return composed(rng, held_out, ("",) if rng.random() < 0.3 else pool("towns"))
+
+
+def person(rng: random.Random, held_out: bool) -> tuple[str, str]:
+    """A first name and its pronoun: a known name or a composed one."""
+    if rng.random() < 0.45:
+        name = composed(rng, held_out)
+        return name, "she" if name[-1] in "aei" else "he"
+    pronoun = rng.choice(("he", "she"))
+    return rng.choice(pool("girls" if pronoun == "she" else "boys", held_out)), pronoun
+
+
+def number(rng: random.Random, low: int, high: int) -> str:
+    """A number, mostly in words."""
+    value = rng.randint(low, high)
+    return str(value) if rng.random() < 0.3 else number_word(value)
+
+
+def draw(kind: str, rng: random.Random, held_out: bool = False) -> dict[str, str]:
+    """A word of the pool `kind`, under "", and for people their pronouns under ".he", ".his", ".him", ".He", ".His"."""
+    if kind in ("person", "she", "he"):
+        name, pronoun = person(rng, held_out) if kind == "person" else (rng.choice(pool(_NAMES[kind])), kind)
+        he, his, him = _PRONOUNS[pronoun]
+        return {"": name, ".he": he, ".his": his, ".him": him, ".He": he.capitalize(), ".His": his.capitalize()}
+    if kind == "towns":
+        return {"": town(rng, held_out)}
+    if kind == "surname":
+        return {"": f"{rng.choice(('Mr', 'Mrs', 'Miss', 'Mr'))} {composed(rng, held_out)}"}
+    if kind == "count":
+        return {"": number(rng, 2, 40) if rng.random() < 0.3 else number(rng, 2, 12)}
+    if kind == "age":
+        return {"": number(rng, 4, 12)}
+    if kind == "price":
+        return {"": f"{number(rng, 2, 20)} {rng.choice(_MONEY)}"}
+    word = rng.choice(pool(kind, held_out))
+    if kind == "places":
+        word = f"the {word}"
+    elif kind == "clocks":
+        word += " o'clock"
+    return {"": word}
+
+
+def draw_all(slots: str, rng: random.Random, held_out: bool) -> dict[str, str]:
+    """Values for "who=person thing=things aim=aims:who": one draw for each slot, no word twice."""
+    values: dict[str, str] = {}
+    for slot in slots.split():
+        key, _, kind = slot.partition("=")
+        kind, _, owner = kind.partition(":")
+        if kind == "relatives":
+            kind, owner = f"{values[f'{owner}.he']}_relatives", ""
+        taken = set(values.values())
+        while (found := draw(kind, rng, held_out))[""] in taken:
+            pass
+        if owner:
+            found[""] = fill(found[""], {word: values[f"{owner}.{word}"] for word in ("he", "his", "him")})
+        values |= {key + part: word for part, word in found.items()}
+    return values

@@ -1,0 +1,150 @@
+"""Small talk and instructions: each intent has one answer, so that "right" has a meaning.
+
+Held out are wordings, and for the instructions also what they are about: texts, numbers, words, how many.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator
+
+from ..qa import Conversation
+from .asking import dressed, single
+from .grammar import Deck, Section, Values, fill, joined, sections, sentence
+from .pools import draw_all, pool
+
+_WORDS = ("things", "foods", "colours", "days", "jobs", "pets", "sports", "months")
+
+
+def held_out_argument(*parts: object) -> bool:
+    """Every sixth argument of an instruction is kept for the test, by checksum."""
+    return zlib.crc32(" ".join(map(str, parts)).encode()) % 6 == 0
+
+
+def _words(rng: random.Random, held_out: bool, count: int) -> list[str]:
+    while True:
+        words = [rng.choice(pool(rng.choice(_WORDS))) for _ in range(count)]
+        if len({*words}) == count and " " not in "".join(words) and held_out_argument(*words) == held_out:
+            return words
+
+
+_SAYINGS = (
+    "The {thing} is {colour}.",
+    "{who} likes {food}.",
+    "I like {food}.",
+    "{who} has {a colour} {thing}.",
+    "It is {day}.",
+)
+
+
+def _text(rng: random.Random, held_out: bool) -> Values:
+    if rng.random() < 0.5:
+        return {"text": " ".join(_words(rng, held_out, rng.randint(2, 5)))}
+    values = draw_all("who=person thing=things colour=colours food=foods day=days", rng, held_out)
+    while held_out_argument(text := fill(rng.choice(_SAYINGS), values)) != held_out:
+        values = draw_all("who=person thing=things colour=colours food=foods day=days", rng, held_out)
+    return {"text": text if rng.random() < 0.5 else text.rstrip(".")}
+
+
+def _bigger(rng: random.Random, held_out: bool) -> Values:
+    while True:
+        a, b = rng.sample(range(1, rng.choice((11, 21, 101))), 2)
+        if held_out_argument(min(a, b), max(a, b)) == held_out:
+            return {"a": str(a), "b": str(b), "big": str(max(a, b)), "small": str(min(a, b))}
+
+
+def _backwards(rng: random.Random, held_out: bool) -> Values:
+    words = _words(rng, held_out, rng.choice((2, 3, 3, 4)))
+    return {"text": " ".join(words), "backwards": " ".join(reversed(words))}
+
+
+def _ends(rng: random.Random, held_out: bool) -> Values:
+    words = _words(rng, held_out, rng.randint(3, 5))
+    return {"text": " ".join(words), "first": words[0], "last": words[-1]}
+
+
+def _spell(rng: random.Random, held_out: bool) -> Values:
+    while True:
+        word = rng.choice(pool(rng.choice(_WORDS)))
+        if word.isalpha() and len(word) <= 6 and held_out_argument(word) == held_out:
+            return {"word": word.lower(), "letters": "-".join(word.lower())}
+
+
+def _count(rng: random.Random, held_out: bool) -> Values:
+    while True:
+        start = rng.randint(1, 20)
+        stop = start + rng.randint(2, 9)
+        if held_out_argument(start, stop) == held_out:
+            return {"a": str(start), "b": str(stop), "numbers": ", ".join(map(str, range(start, stop + 1)))}
+
+
+def _count_to(rng: random.Random, held_out: bool) -> Values:
+    stop = rng.choice((6, 9, 12) if held_out else (3, 4, 5, 7, 8, 10, 11, 15))
+    return {"b": str(stop), "numbers": ", ".join(map(str, range(1, stop + 1)))}
+
+
+def _list(rng: random.Random, held_out: bool) -> Values:
+    while True:
+        found = rng.choice(sections("lists"))
+        number = rng.choice((2, 3, 4))
+        if held_out_argument(found.name, number) == held_out:
+            items = found["-"][:number]
+            words = ("zero", "one", "two", "three", "four")
+            return {"n": words[number], "plural": found.head, "items": sentence(f"{joined(items)}.", {})}
+
+
+def _name(rng: random.Random, held_out: bool) -> Values:
+    found = rng.choice(sections("lists"))
+    return {"singular": found.name, "item": sentence(f"{found['-'][0]}.", {})}
+
+
+_INSTRUCTIONS = {
+    "repeat": _text,
+    "backwards": _backwards,
+    "spell": _spell,
+    "first": _ends,
+    "last": _ends,
+    "count": _count,
+    "count_to": _count_to,
+    "list": _list,
+    "name": _name,
+    "bigger": _bigger,
+}
+_WEIGHT = {
+    "repeat": 4,
+    "backwards": 3,
+    "count": 3,
+    "list": 5,
+    "name": 3,
+    "first": 2,
+    "last": 2,
+    "spell": 2,
+    "bigger": 3,
+}
+
+
+def intents() -> tuple[Section, ...]:
+    """The sections of smalltalk.txt, instructions as often as their difficulty needs."""
+    return tuple(each for each in sections("smalltalk") for _ in range(_WEIGHT.get(each.name, 1)))
+
+
+def talk(rng: random.Random, split: str, prefix: str) -> Iterator[Conversation]:
+    """Small talk without end: trained wordings and arguments, or the held-out ones for the split "smalltalk"."""
+    held_out = split == "smalltalk"
+    deck = Deck(intents(), rng)
+    number = 0
+    while True:
+        intent = deck.draw()
+        make = _INSTRUCTIONS.get(intent.name)
+        values = make(rng, held_out) if make else {}
+        question = sentence(rng.choice(intent["T" if held_out else "Q"]), values)
+        answer = fill(intent["A"][0], values)
+        if not held_out and not make and rng.random() < 0.25:
+            question = dressed(question, rng) if rng.random() < 0.3 else question.lower()
+        elif not held_out and make and rng.random() < 0.1:
+            question = question[0].lower() + question[1:]
+        bare = answer.rstrip(".")
+        answers = (answer, bare) if make and bare != answer else (answer,)
+        yield single(question, answers, skill="smalltalk", split=split, id=f"{prefix}/{intent.name}/{number}")
+        number += 1

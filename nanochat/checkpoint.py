@@ -1,0 +1,147 @@
+"""Model files: written atomically, loaded without ever running code from them, each naming what it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import paths
+from .config import ModelConfig, UserError
+from .model import GPT
+from .tokenizer import Tokenizer
+
+FORMAT = 1
+
+
+@dataclass
+class Checkpoint:
+    """A loaded model with its tokenizer. `meta` holds run, stage, step, val_loss, val_bpb, parent and fingerprints."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    meta: dict[str, Any]
+    path: Path
+
+
+def fingerprint(weights: dict[str, Tensor]) -> str:
+    """16 hexadecimal digits that change when any weight changes."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_file(path: Path, content: dict[str, Any]) -> None:
+    """Write plain values and tensors to `path`, atomically."""
+    with paths.atomic_write(path) as file:
+        torch.save({"format": FORMAT, **content}, file)
+
+
+def load_file(path: Path, *, check: bool = True) -> dict[str, Any]:
+    """Read a file of save_file with `weights_only=True`, on the CPU. Raises UserError if it is missing or not ours.
+
+    Every byte of the tensors is checked against the file's checksums, which torch.load does not do. `check=False` leaves
+    that out and maps the tensors instead of reading them: for looking at what is beside them.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path.name} in {path.parent}; train that stage first")
+    with _readable(path):
+        if check:
+            with zipfile.ZipFile(path) as archive:
+                if (bad := archive.testzip()) is not None:
+                    raise ValueError(f"wrong checksum of {bad}")
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=not check)
+        if content["format"] != FORMAT:
+            raise UserError(f"{path} has format {content['format']}, this version reads {FORMAT}; train it again")
+    return content
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file makes the readers raise (many types: it is a pickle in an archive) into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is damaged or no nanochat checkpoint; train that stage again") from error
+
+
+def save(path: Path, model: GPT, tokenizer: Tokenizer, meta: dict[str, Any]) -> str:
+    """Write a model with everything needed to talk to it; returns the fingerprint of its weights."""
+    weights = model.state_dict()
+    mark = fingerprint(weights)
+    meta = {**meta, "fingerprint": mark, "tokenizer": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint}
+    save_file(path, {"config": asdict(model.config), "model": weights, "tokenizer": tokenizer.to_state(), "meta": meta})
+    return mark
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read a model, in evaluation mode. Raises UserError if the file is missing, damaged, or does not fit together."""
+    content = load_file(path)
+    with _readable(path):
+        model = GPT(ModelConfig(**content["config"]))
+        model.load_state_dict(content["model"])
+        tokenizer = Tokenizer.from_state(content["tokenizer"])
+        meta = content["meta"]
+        if tokenizer.fingerprint != meta["tokenizer_fingerprint"]:
+            raise UserError(
+                f"{path.name} was trained with tokenizer {meta['tokenizer_fingerprint']} but carries "
+                f"{tokenizer.fingerprint}; train it again"
+            )
+    return Checkpoint(model.to(device).eval(), tokenizer, meta, path)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """Only the meta of a model file, with `config` beside it; raises UserError like load_file."""
+    content = load_file(path, check=False)
+    with _readable(path):
+        return {**content["meta"], "config": content["config"]}
+
+
+def available() -> list[tuple[str, str, Path]]:
+    """(run, stage, path) of every model under out/ that can be loaded, newest run first, later stages first."""
+    out = paths.home() / "out"
+    found = []
+    for folder in out.iterdir() if out.is_dir() else ():
+        for stage in reversed(paths.STAGES):
+            path = folder / f"{folder.name}_{stage}.pt"
+            if path.is_file():
+                found.append((path.stat().st_mtime, folder.name, stage, path))
+    newest = {run: max(time for time, other, _, _ in found if other == run) for _, run, _, _ in found}
+    found.sort(key=lambda item: (-newest[item[1]], item[1], -paths.STAGES.index(item[2])))
+    return [(run, stage, path) for _, run, stage, path in found if _loadable(path)]
+
+
+def _loadable(path: Path) -> bool:
+    try:
+        return {"config", "model", "tokenizer", "meta"} <= load_file(path, check=False).keys()
+    except UserError:
+        return False
+
+
+def find(run: str | None = None, stage: str | None = None) -> Path:
+    """The model file that `run` and `stage` mean; without a stage the latest stage, without a run the newest run.
+
+    Raises UserError when there is none, naming what there is.
+    """
+    if run is not None:
+        paths.safe_name(run)
+    if stage is not None:
+        paths.stage_name(stage)
+    models = available()
+    for other, at, path in models:
+        if run in (None, other) and stage in (None, at):
+            return path
+    wanted = (f" of run {run!r}" if run else "") + (f" at stage {stage!r}" if stage else "")
+    have = ", ".join(f"{other} ({at})" for other, at, _ in models) or "nothing yet"
+    raise UserError(f"there is no trained model{wanted}; trained so far: {have}; `nanochat course` trains one")

@@ -1,0 +1,178 @@
+"""What can be chosen: model shapes by name, run profiles, and the one kind of error meant for people.
+
+The seven model sizes are those of the NanoChatGPT2 project; the four GPT-2 sizes are those of Radford et al. 2019
+("Language Models are Unsupervised Multitask Learners", table 2). `nano` is the default of this course.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+
+class UserError(ValueError):
+    """Something a person can mend. The message is one line: what is wrong, then what to do."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
+    """The error for a name that does not exist: names the nearest known one, then all of them."""
+    choices = list(known)
+    folded = {choice.casefold(): choice for choice in choices}
+    near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.4)
+    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
+    return UserError(f"unknown {kind} {name!r}; {hint}known: {', '.join(choices)}")
+
+
+def positive(name: str, value: int) -> int:
+    """`value` if it is a whole number above zero; raises UserError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
+    return value
+
+
+_SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
+
+
+def safe_name(name: str, kind: str = "run") -> str:
+    """`name` if it can be a file name on every system; raises UserError for `../`, separators, blanks and the like."""
+    if not _SAFE.fullmatch(str(name)) or str(name).endswith("."):
+        raise UserError(
+            f"{name!r} cannot be the name of a {kind}; use letters, digits, '_', '-' and '.', starting with a letter"
+        )
+    return str(name)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a GPT. Raises UserError for values that cannot work.
+
+    `arch="gpt2"` is GPT-2 exactly (learned positions, LayerNorm, GELU, biases, tied head); `arch="modern"` has rotary
+    positions, RMSNorm, QK-norm, squared ReLU, no biases and an untied head.
+    """
+
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    arch: str = "modern"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            positive(name, getattr(self, name))
+        if self.arch not in ("gpt2", "modern"):
+            raise unknown("architecture", self.arch, ("gpt2", "modern"))
+        if self.n_embd % self.n_head:
+            raise UserError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
+        if self.arch == "modern" and (self.n_embd // self.n_head) % 2:
+            raise UserError("rotary positions need an even head size: choose n_embd / n_head even")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
+
+
+_GPT2 = {"arch": "gpt2", "vocab_size": 50257}
+
+MODEL_PRESETS: dict[str, dict[str, Any]] = {
+    "nano": {"arch": "modern", "block_size": 256, "n_layer": 4, "n_head": 4, "n_embd": 256},
+    "very_small_for_test": {**_GPT2, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 32},
+    "nanoGPT": {**_GPT2, "block_size": 128, "n_layer": 6, "n_head": 6, "n_embd": 384},
+    "miniGPT": {**_GPT2, "block_size": 128, "n_layer": 12, "n_head": 8, "n_embd": 512},
+    "GPT2-Small": {**_GPT2, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768},
+    "GPT2-Medium": {**_GPT2, "block_size": 1024, "n_layer": 24, "n_head": 16, "n_embd": 1024},
+    "GPT2-Large": {**_GPT2, "block_size": 1024, "n_layer": 36, "n_head": 20, "n_embd": 1280},
+    "GPT2-XL": {**_GPT2, "block_size": 1024, "n_layer": 48, "n_head": 25, "n_embd": 1600},
+}
+
+
+def model_config(name: str, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
+    """The preset `name`, with the vocabulary of your tokenizer in place of its own.
+
+    Raises UserError for an unknown name (it names the nearest known one) or impossible values.
+    """
+    if name not in MODEL_PRESETS:
+        raise unknown("model", name, MODEL_PRESETS)
+    values = dict(MODEL_PRESETS[name])
+    if vocab_size is not None:
+        values["vocab_size"] = vocab_size
+    if "vocab_size" not in values:
+        raise UserError(f"model {name!r} takes its vocabulary from the tokenizer; pass vocab_size")
+    return ModelConfig(**{**values, **overrides})
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much of everything one run of the course does, and what it works on."""
+
+    name: str
+    run: str  # a folder in out/
+    corpus: str
+    qa: str
+    size: str  # how much of the almanac is generated
+    tokenizer: str
+    model: str
+    pretrain_steps: int
+    finetune_steps: int
+    batch_size: int  # rows of block_size tokens in one step
+    eval_questions: int  # at most so many held-out questions of each kind are asked for the report card
+    finetune_lr_scale: float = 0.5
+    compile: bool = False
+    device: str = "auto"
+
+
+_DEFAULT = Profile(
+    name="default",
+    run="nano",
+    corpus="almanac",
+    qa="almanac",
+    size="default",
+    tokenizer="bpe:1024",
+    model="nano",
+    pretrain_steps=800,
+    finetune_steps=300,
+    batch_size=16,
+    eval_questions=100,
+)
+
+PROFILES: dict[str, Profile] = {
+    "smoke": replace(
+        _DEFAULT, name="smoke", run="smoke", size="smoke", tokenizer="bpe:512", pretrain_steps=20, finetune_steps=12,
+        batch_size=4, eval_questions=8,
+    ),
+    "default": _DEFAULT,
+    "long": replace(_DEFAULT, name="long", run="nano-long", size="full", pretrain_steps=6000, finetune_steps=1500, eval_questions=400),
+    "gpu": replace(
+        _DEFAULT, name="gpu", run="GPT2-Small", corpus="TinyStories", qa="squad_v2", tokenizer="gpt2", model="GPT2-Small",
+        pretrain_steps=20000, finetune_steps=3000, batch_size=32, eval_questions=400, device="cuda",
+    ),
+}  # fmt: skip
+
+
+def profile(name: str) -> Profile:
+    """The run profile `name`; raises UserError for an unknown one."""
+    if name not in PROFILES:
+        raise unknown("profile", name, PROFILES)
+    return PROFILES[name]
+
+
+def choose(profile: str = "default", *, run: str = "", model: str = "", **choices: str) -> Profile:
+    """A notebook's parameters made whole: what is empty comes from the profile, what is given is checked.
+
+    The run is named after the model unless it has a name of its own. `choices` are corpus, qa, tokenizer and device.
+    Raises UserError for an unknown profile or model, or a run name that cannot be a folder.
+    """
+    base = PROFILES.get(profile)
+    if base is None:
+        raise unknown("profile", profile, PROFILES)
+    given = {name: value for name, value in {"model": model, **choices}.items() if value}
+    if model:
+        model_config(model, 512)
+        given["run"] = model
+    if run:
+        given["run"] = run
+    chosen = replace(base, **given)
+    safe_name(chosen.run)
+    return chosen

@@ -1,0 +1,95 @@
+"""Where things are, from any working directory, and how files are written so that nobody ever sees half of one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from .config import safe_name, unknown
+
+__all__ = [
+    "STAGES",
+    "atomic_write",
+    "checkpoint_path",
+    "data_dir",
+    "feedback_path",
+    "home",
+    "last_path",
+    "metrics_path",
+    "run_dir",
+    "safe_name",
+    "stage_name",
+]
+
+STAGES = ("base_model", "fine_tuned", "aligned")
+
+
+def home() -> Path:
+    """The project folder: $NANOCHAT_HOME, else the checkout this package lies in, else the working directory."""
+    if chosen := os.environ.get("NANOCHAT_HOME"):
+        return Path(chosen).expanduser().resolve()
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def data_dir(name: str) -> Path:
+    """data/<name>: a corpus, a QA set, or `feedback`."""
+    return home() / "data" / safe_name(name, "data folder")
+
+
+def run_dir(run: str) -> Path:
+    """out/<run>: everything one run makes."""
+    return home() / "out" / safe_name(run)
+
+
+def stage_name(stage: str) -> str:
+    """`stage` if it is one of STAGES; raises UserError otherwise."""
+    if stage not in STAGES:
+        raise unknown("stage", stage, STAGES)
+    return stage
+
+
+def checkpoint_path(run: str, stage: str) -> Path:
+    """out/<run>/<run>_<stage>.pt: the best weights of a stage."""
+    return run_dir(run) / f"{run}_{stage_name(stage)}.pt"
+
+
+def last_path(run: str, stage: str) -> Path:
+    """out/<run>/<stage>_last.pt: everything that exact resume needs."""
+    return run_dir(run) / f"{stage_name(stage)}_last.pt"
+
+
+def metrics_path(run: str) -> Path:
+    """out/<run>/metrics.jsonl: one line for each step report."""
+    return run_dir(run) / "metrics.jsonl"
+
+
+def feedback_path(run: str) -> Path:
+    """data/feedback/<run>.jsonl."""
+    return data_dir("feedback") / f"{safe_name(run)}.jsonl"
+
+
+@contextmanager
+def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a file that appears under `path` only when the block ends well: temporary name, flush, fsync, rename.
+
+    On any exception the temporary file is removed and what was at `path` before is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    try:
+        with os.fdopen(handle, mode, **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

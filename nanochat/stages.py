@@ -1,0 +1,277 @@
+"""The stages of the course as functions: each takes what the stage before left in out/<run>/ and leaves its own.
+
+A stage returns an iterator of step reports (see trainer.py); nothing is trained until somebody iterates.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import checkpoint, dataset, devices, paths, qa
+from .config import Profile, UserError, model_config
+from .dataset import CorpusData
+from .generate import generate
+from .model import GPT
+from .tokenizer import Tokenizer
+from .trainer import StepReport, Task, TrainSettings, steps_done, train
+
+# Validation may take 5 % of the time; a batch forward only costs about a third of a training step
+_EVAL_SHARE = 0.05 * 3
+
+
+def pretrain_settings(
+    profile: Profile, *, steps: int | None = None, batch_size: int | None = None, seed: int | None = None
+) -> TrainSettings:
+    """How a profile pretrains; what is given here wins. Raises UserError for values that cannot work."""
+    return _settings(profile, profile.pretrain_steps, 1.0, steps, batch_size, seed)
+
+
+def finetune_settings(
+    profile: Profile, *, steps: int | None = None, batch_size: int | None = None, seed: int | None = None
+) -> TrainSettings:
+    """How a profile finetunes; what is given here wins. Raises UserError for values that cannot work."""
+    return _settings(profile, profile.finetune_steps, profile.finetune_lr_scale, steps, batch_size, seed)
+
+
+def _settings(
+    profile: Profile, steps: int, lr_scale: float, given: int | None, batch_size: int | None, seed: int | None
+) -> TrainSettings:
+    return TrainSettings(
+        steps=steps if given is None else given,
+        batch_size=profile.batch_size if batch_size is None else batch_size,
+        seed=1337 if seed is None else seed,
+        lr_scale=lr_scale,
+        compile=profile.compile,
+    )
+
+
+def _tensors(arrays: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+
+
+def mean_loss(model: GPT, batches: Iterator[tuple[np.ndarray, ...]], tokenizer: Tokenizer) -> dict[str, float]:
+    """`val_loss` (nats per target token) and `val_bpb` (bits per byte of the targets' text) over all batches (x, y[, docs])."""
+    device = next(model.parameters()).device
+    lengths = tokenizer.byte_lengths()
+    nats, count, n_bytes = 0.0, 0, 0
+    for arrays in batches:
+        y = arrays[1]
+        targets = y[y >= 0]
+        x, y_tensor, *docs = (tensor.to(device) for tensor in _tensors(arrays))
+        nats += model(x, y_tensor, *docs).item() * targets.size
+        count += targets.size
+        n_bytes += int(lengths[targets].sum())
+    return {"val_loss": nats / max(count, 1), "val_bpb": nats / math.log(2) / max(n_bytes, 1)}
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of metrics.jsonl; a torn one, which a killed process may leave, is left out."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            yield json.loads(line)
+
+
+def _metrics(run: str, stage: str, keep_until: int) -> Callable[[StepReport], None]:
+    """Make room in metrics.jsonl for a stage (its records after step `keep_until` go), and return what appends to it."""
+    path = paths.metrics_path(run)
+    kept = [record for record in _records(path) if record["stage"] != stage or record["step"] <= keep_until]
+    with paths.atomic_write(path, "w") as file:
+        file.writelines(json.dumps(record) + "\n" for record in kept)
+
+    def append(report: StepReport) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(report.record()) + "\n")
+
+    return append
+
+
+def read_metrics(run: str) -> list[dict[str, Any]]:
+    """Every step report of a run, as dictionaries, in the order of training; torn lines are left out."""
+    return list(_records(paths.metrics_path(run)))
+
+
+def _set_aside(run: str, stage: str, say: Callable[[str], None]) -> None:
+    """Starting over: what an earlier training of this stage left is kept under another name, and that is said.
+
+    No earlier copy is overwritten: who starts over twice by mistake still has the first model.
+    """
+    path = paths.checkpoint_path(run, stage)
+    if path.is_file() and not _untrained(path):
+        names = (path.with_name(f"{path.stem}.previous{n if n > 1 else ''}.pt") for n in count(1))
+        aside = next(name for name in names if not name.exists())
+        path.replace(aside)
+        say(f"An earlier {path.name} is kept as {aside.name}.")
+    paths.last_path(run, stage).unlink(missing_ok=True)
+
+
+def _untrained(path: Path) -> bool:
+    """Whether a model file holds what training began with."""
+    with suppress(UserError, KeyError):
+        return checkpoint.read_meta(path)["step"] == 0
+    return False
+
+
+def _run_stage(
+    run: str, model: GPT, task: Task, settings: TrainSettings, resume: bool, stop: Callable[[], bool], say: Callable[[str], None]
+) -> Iterator[StepReport]:
+    """Train, and keep metrics.jsonl in step with what was saved."""
+    for target in (paths.checkpoint_path(run, task.stage), task.state_path):
+        for torn in target.parent.glob(f".{target.name}.*.tmp"):  # left by a process that was killed while writing
+            torn.unlink()
+    if resume:
+        done = steps_done(task, settings)
+        if done >= settings.steps:
+            say(f"{task.stage} of {run!r} is already trained for {done} steps; ask for more steps to go on.")
+            return
+    else:
+        done = -1
+        _set_aside(run, task.stage, say)
+    task = replace(task, log=_metrics(run, task.stage, done))
+    yield from train(model, task, settings, resume=resume, stop=stop, say=say)
+
+
+def _sampler(tokenizer: Tokenizer, prompt: list[int], tokens: int) -> Callable[[GPT], str]:
+    def sample(model: GPT) -> str:
+        stop = {tokenizer.eot, tokenizer.end}
+        ids = generate(model, [prompt], max_new_tokens=tokens, temperature=0.0, stop=stop)[0]
+        return tokenizer.decode(ids)
+
+    return sample
+
+
+def pretrain(
+    run: str,
+    corpus: CorpusData,
+    *,
+    model: str = "nano",
+    settings: TrainSettings,
+    device: str = "auto",
+    resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = print,
+    **shape: Any,
+) -> Iterator[StepReport]:
+    """Train a fresh GPT of the preset `model` to continue the corpus; leaves out/<run>/<run>_base_model.pt.
+
+    `shape` overrides the preset (n_layer=2, …). Raises UserError before anything is written if something does not fit.
+    """
+    paths.safe_name(run)
+    tokenizer, where = corpus.tokenizer, devices.pick_device(device)
+    config = model_config(model, tokenizer.vocab_size, **shape)
+    dataset.batch(corpus.train, seed=0, step=0, batch_size=1, block_size=config.block_size)  # long enough?
+    torch.manual_seed(settings.seed)
+    gpt = GPT(config).to(where)
+    limit = max(1, round(_EVAL_SHARE * settings.interval)) * settings.batch_size
+    x_val, y_val = dataset.val_windows(corpus.val, config.block_size, limit)
+    meta = {
+        "run": run, "stage": "base_model", "model_name": model, "corpus": corpus.name, "seed": settings.seed,
+        "data_fingerprint": corpus.meta["source_fingerprint"], "steps": settings.steps, "parent": None,
+    }  # fmt: skip
+
+    def batches() -> Iterator[tuple[np.ndarray, ...]]:
+        for at in range(0, len(x_val), settings.batch_size):
+            yield x_val[at : at + settings.batch_size], y_val[at : at + settings.batch_size]
+
+    def save_best(best: GPT, report: StepReport) -> None:
+        done = {"step": report.step, "val_loss": report.val_loss, "val_bpb": report.val_bpb}
+        checkpoint.save(paths.checkpoint_path(run, "base_model"), best, tokenizer, {**meta, **done})
+
+    task = Task(
+        stage="base_model",
+        batch=lambda step: _tensors(
+            dataset.batch(
+                corpus.train, seed=settings.seed, step=step,
+                batch_size=settings.batch_size, block_size=config.block_size,
+            )
+        ),
+        loss=lambda m, x, y: m(x, y),
+        validate=lambda m: mean_loss(m, batches(), tokenizer),
+        save_best=save_best,
+        state_path=paths.last_path(run, "base_model"),
+        identity={"model": repr(config), "data": corpus.meta["fingerprint"], "tokenizer": tokenizer.fingerprint},
+        tokens_per_step=settings.batch_size * config.block_size,
+        sample=_sampler(tokenizer, [tokenizer.eot], 48),
+    )  # fmt: skip
+    return _run_stage(run, gpt, task, settings, resume, stop, say)
+
+
+def finetune(
+    run: str,
+    qa_name: str,
+    *,
+    settings: TrainSettings,
+    size: str = "default",
+    device: str = "auto",
+    resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = print,
+) -> Iterator[StepReport]:
+    """Train the base model of `run` to answer; leaves out/<run>/<run>_fine_tuned.pt.
+
+    Only answers and their end tokens carry loss. Raises UserError if the run has no base model.
+    """
+    base_path = paths.checkpoint_path(run, "base_model")
+    if not base_path.is_file():
+        raise UserError(f"run {run!r} has no base model to finetune; `nanochat pretrain --run {run}` makes one")
+    base = checkpoint.load(base_path, devices.pick_device(device))
+    gpt, tokenizer, block_size = base.model, base.tokenizer, base.model.config.block_size
+    data = dataset.prepare_qa(qa_name, tokenizer, block_size, size=size)
+    limit = max(1, round(_EVAL_SHARE * settings.interval))
+    meta = {
+        "run": run, "stage": "fine_tuned", "model_name": base.meta["model_name"], "corpus": base.meta["corpus"],
+        "qa": qa_name, "seed": settings.seed, "data_fingerprint": data.meta["source_fingerprint"], "steps": settings.steps,
+        "parent": base.meta["fingerprint"], "size": size,
+    }  # fmt: skip
+
+    def save_best(best: GPT, report: StepReport) -> None:
+        done = {"step": report.step, "val_loss": report.val_loss, "val_bpb": report.val_bpb}
+        checkpoint.save(paths.checkpoint_path(run, "fine_tuned"), best, tokenizer, {**meta, **done})
+
+    task = Task(
+        stage="fine_tuned",
+        batch=lambda step: _tensors(
+            qa.qa_batch(data, seed=settings.seed, step=step, batch_size=settings.batch_size, block_size=block_size)
+        ),
+        loss=lambda m, x, y, docs: m(x, y, docs),
+        validate=lambda m: mean_loss(m, qa.qa_val_batches(data, settings.batch_size, block_size, limit), tokenizer),
+        save_best=save_best,
+        state_path=paths.last_path(run, "fine_tuned"),
+        identity={
+            "base model": base.meta["fingerprint"], "data": data.meta["fingerprint"], "tokenizer": tokenizer.fingerprint,
+        },
+        tokens_per_step=settings.batch_size * block_size,
+        sample=_sampler(tokenizer, qa.render_prompt(qa.ask("What is the capital of France?"), tokenizer), 24),
+    )  # fmt: skip
+    return _run_stage(run, gpt, task, settings, resume, stop, say)
+
+
+def load(run: str | None = None, stage: str | None = None, device: str = "auto") -> checkpoint.Checkpoint:
+    """The trained model that `run` and `stage` mean (see checkpoint.find), on `device`."""
+    return checkpoint.load(checkpoint.find(run, stage), devices.pick_device(device))
+
+
+def answer(
+    loaded: checkpoint.Checkpoint, conversations: list[qa.Conversation], *, max_new_tokens: int = 64, **sampling: Any
+) -> list[str]:
+    """The model's answers to conversations that wait for one, in one batch."""
+    tokenizer = loaded.tokenizer
+    prompts = [qa.render_prompt(conversation, tokenizer) for conversation in conversations]
+    stop = {tokenizer.end, tokenizer.eot}
+    ids = generate(loaded.model, prompts, max_new_tokens=max_new_tokens, stop=stop, **sampling)
+    return [tokenizer.decode(row).strip() for row in ids]
+
+
+def run_exists(run: str) -> bool:
+    """Whether anything was trained under this name."""
+    return any(Path(paths.checkpoint_path(run, stage)).is_file() for stage in paths.STAGES)

@@ -1,0 +1,179 @@
+"""The next-token inspector: what the model expects next, before and after temperature, top-k and top-p."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+import torch
+from torch import Tensor
+
+from .. import plots, qa
+from ..config import UserError
+from ..generate import next_token_probs
+from ..model import GPT
+from ..tokenizer import Tokenizer
+from . import static
+from .tokens import visible
+
+_BAR = 9  # em, the width of a bar for probability 1
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A token that may come next: its probability as the model says it, and as sampling draws it."""
+
+    id: int
+    text: str  # with visible blanks
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The most likely next tokens, best first, and what the settings leave of the choice.
+
+    `possible` of `vocab_size` tokens can still be drawn. Bits measure how open the choice is (Shannon 1948's entropy):
+    0 is none, 1 that of a fair coin.
+    """
+
+    candidates: tuple[Candidate, ...]
+    possible: int
+    vocab_size: int
+    bits_before: float
+    bits_after: float
+
+    def sentence(self) -> str:
+        """The same in one sentence."""
+        first = self.candidates[0]
+        return (
+            f"Most likely next: {first.text!r}, {first.before:.1%} before the settings and {first.after:.1%} after; "
+            f"{self.possible:,} of {self.vocab_size:,} tokens can be drawn; the choice went from {self.bits_before:.2f} "
+            f"to {self.bits_after:.2f} bits."
+        )
+
+
+def prompt_ids(tok: Tokenizer, text: str, chat: bool = False) -> list[int]:
+    """How a text is put to a model: as the beginning of a document or, with `chat`, as a question to be answered."""
+    return qa.render_prompt(qa.ask(text), tok) if chat else [tok.eot, *tok.encode(text)]
+
+
+def _entropy_bits(probs: Tensor) -> float:
+    return -(probs * probs.clamp(min=1e-30).log2()).sum().item() + 0.0  # no minus zero
+
+
+@torch.inference_mode()
+def next_probs(model: GPT, ids: list[int], **sampling: Any) -> tuple[Tensor, Tensor]:
+    """The probabilities (V,) of the token after `ids`: the model's own, and those that `sampling` draws from.
+
+    `sampling` is what `generate.next_token_probs` takes. Longer texts than the context are cropped from the left. Raises
+    UserError for no ids, or for settings that mean nothing.
+    """
+    if not ids:
+        raise UserError("there is nothing to continue; type some text")
+    device = model.wte.weight.device
+    x = model.trunk(torch.tensor([ids[-model.config.block_size :]], device=device))
+    logits = model.head(x[:, -1:])[:, -1].double().cpu()
+    return next_token_probs(logits)[0], next_token_probs(logits, **sampling)[0]
+
+
+def inspect(model: GPT, tok: Tokenizer, ids: list[int], *, n: int = 12, **sampling: Any) -> Inspection:
+    """The n most likely tokens after `ids`; no setting changes their order. Takes and raises what `next_probs` does."""
+    before, after = next_probs(model, ids, **sampling)
+    best = before.topk(min(n, len(before))).indices.tolist()
+    return Inspection(
+        tuple(Candidate(id, visible(tok.token_bytes(id)), before[id].item(), after[id].item()) for id in best),
+        int((after > 0).sum()),
+        len(after),
+        _entropy_bits(before),
+        _entropy_bits(after),
+    )
+
+
+def bars(inspection: Inspection) -> plots.Plot:
+    """The candidates as bars: before the settings, and after."""
+    found = inspection.candidates
+    series = {"as the model says": [c.before for c in found], "as it is drawn": [c.after for c in found]}
+    figure, _ = plots.bars([c.text for c in found], series, "The next token", "probability")
+    return figure, inspection.sentence()
+
+
+def _bar(share: float, colour: str) -> str:
+    box = f"display:inline-block;height:0.75em;width:{_BAR * share:.2f}em;background:{colour};vertical-align:baseline"
+    return f'<td style="text-align:left;min-width:{_BAR + 4}em"><span style="{box}"></span> {share:.1%}</td>'
+
+
+def inspection_html(inspection: Inspection) -> str:
+    """The candidates as a table with bars; without its colours it is a table of percentages."""
+    rows = "".join(
+        f'<tr><td style="text-align:left"><code>{escape(c.text)}</code></td><td>{c.id}</td>'
+        f"{_bar(c.before, '#0072B2')}{_bar(c.after, '#E69F00')}</tr>"
+        for c in inspection.candidates
+    )
+    names = ("token", "id", "as the model says", "as it is drawn")
+    head = "".join(f'<th style="text-align:left">{name}</th>' for name in names)
+    return (
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table><p>{escape(inspection.sentence())}</p>"
+    )
+
+
+def explorer(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> widgets.Widget:
+    """A text to type, sliders for the settings, and buttons that draw one token after the other."""
+    wide = {"width": "98%"}
+    typed = widgets.Textarea(text, placeholder="Type the beginning of a text.", layout={**wide, "height": "4em"})
+    as_question = widgets.Checkbox(chat, description="ask it as a question, in the chat template", indent=False)
+    temperature = widgets.FloatSlider(1.0, min=0.0, max=2.0, step=0.05, description="temperature")
+    top_k = widgets.IntSlider(0, min=0, max=50, description="top-k (0: off)", style={"description_width": "initial"})
+    top_p = widgets.FloatSlider(
+        1.0, min=0.05, max=1.0, step=0.05, description="top-p (1: off)", style={"description_width": "initial"}
+    )
+    draw = widgets.Button(description="Draw a token", button_style="primary")
+    back = widgets.Button(description="Take it back")
+    written, table = widgets.HTML(), widgets.HTML()
+    drawn: list[int] = []
+
+    def settings() -> dict[str, Any]:
+        return {
+            "temperature": temperature.value,
+            "top_k": top_k.value or None,
+            "top_p": top_p.value if top_p.value < 1 else None,
+        }
+
+    def render() -> str:
+        ids = prompt_ids(tok, typed.value, as_question.value) + drawn
+        marked = "".join(f"<mark>{escape(visible(tok.token_bytes(id)))}</mark>" for id in drawn)
+        written.value = f"<p>{escape(typed.value)}{marked}</p>" if drawn else ""
+        back.disabled = not drawn
+        return inspection_html(inspect(model, tok, ids, **settings()))
+
+    def add() -> None:
+        ids = prompt_ids(tok, typed.value, as_question.value) + drawn
+        generator = torch.Generator().manual_seed(len(ids))
+        drawn.append(int(torch.multinomial(next_probs(model, ids, **settings())[1], 1, generator=generator)))
+
+    def click(act: Callable[[], object]) -> Callable[[object], None]:
+        def handle(_button: object) -> None:
+            with suppress(UserError):  # the table says what is wrong
+                act()
+            update()
+
+        return handle
+
+    for source in (typed, as_question):  # what was drawn belonged to another text
+        source.observe(lambda _change: drawn.clear(), names="value")
+    update = static.follow(render, table, [typed, as_question, temperature, top_k, top_p])
+    draw.on_click(click(add))
+    back.on_click(click(drawn.pop))
+    sliders = widgets.HBox([temperature, top_k, top_p], layout={"flex_flow": "row wrap"})
+    return widgets.VBox([typed, as_question, sliders, widgets.HBox([draw, back]), written, table])
+
+
+def explore(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> None:
+    """Show the inspector; saved notebooks keep the candidates for `text`, with top-k 5 as the setting."""
+    found = inspect(model, tok, prompt_ids(tok, text, chat), top_k=5)
+    html = f"<p>After <b>{escape(text)}</b>, with top-k 5:</p>{inspection_html(found)}"
+    static.show(explorer(model, tok, text, chat), html, found.sentence())

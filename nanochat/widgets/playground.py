@@ -1,0 +1,394 @@
+"""The playground: a chat with a trained model, in a notebook, with feedback under every answer.
+
+A thin view of `ChatSession`. Answers are written by a worker thread, so that buttons work meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ipywidgets as w
+from IPython.display import display
+
+from .. import chat, checkpoint, devices, feedback, stages
+from ..chat import ChatSession, Settings
+from ..config import UserError
+from . import markup, static
+from .exchange import ExchangeView, button, row, show
+from .opinions import OpinionsView
+
+EXAMPLES = (
+    ("What is the capital of France?", ""),
+    ("Who wrote '1984'?", ""),
+    ("How many planets are in our solar system?", ""),
+    ("Tell me a story about a cat.", ""),
+    ("Who has a red boat?", "Anna has a red boat. Ben has a green kite. They play by the river."),
+)
+_CHATS = 10  # earlier ones to choose from
+_FRAME = 1 / 15  # seconds between updates of an answer: more would only keep the browser busy
+
+
+class Playground:
+    """The widget and its parts; `playground` shows one. Everything a click does can be done by its methods too."""
+
+    def __init__(self, run: str | None = None, stage: str | None = None, device: str = "auto"):
+        self.device = device
+        self.busy = False
+        self.worker: threading.Thread | None = None
+        self.views: list[ExchangeView] = []
+        self.saved_as: Path | None = None
+        self.session = ChatSession(stages.load(run, stage, device), notice=self.say, on_change=self._keep)
+        self._build()
+        self._refresh()
+
+    # the parts
+
+    def _build(self) -> None:
+        self.model = w.Dropdown(description="Model", layout=w.Layout(width="min(100%, 26em)"))
+        self.model.options = [(f"{run} · {stage}", path) for run, stage, path in checkpoint.available()]
+        self.model.value = self.session.loaded.path
+        self.model.observe(lambda change: self.guard(self._choose_model), names="value")
+        self.about = w.HTML(markup.dim(describe(self.session.loaded)))
+        self.earlier = w.Dropdown(description="Chats", layout=w.Layout(width="min(100%, 26em)"))
+        self.earlier.observe(lambda change: self.guard(self._choose_chat), names="value")
+        self.examples = row(
+            *(button(text, lambda q=text, p=passage: self._example(q, p), self.guard) for text, passage in EXAMPLES)
+        )
+        self.exchanges = w.VBox()
+        self.log = w.VBox()
+        self._to_the_end()
+        self.status = w.HTML()
+        self.message = w.Text(
+            description="Message", placeholder="ask something, then press Enter", layout=w.Layout(flex="1 1 16em")
+        )
+        # What on_submit does, without its deprecation: Text sends this event for each Enter, repeated text included.
+        self.message.on_msg(lambda _, content, buffers: content.get("event") == "submit" and self._entered())
+        self.send = button("Send", self.ask, self.guard)
+        self.send.button_style = "primary"
+        self.stop = button("Stop", self.session.stop, self.guard, "End the answer that is being written")
+        self.compare = button(
+            "Compare", self.ask_both, self.guard, "Two answers to this message: choose the better one"
+        )
+        self.regenerate = button("Regenerate", self.again, self.guard, "Another answer to the last question")
+        self.new_chat = button("New chat", self.new, self.guard)
+        self.budget = w.HTML()
+        self.passage = w.Textarea(
+            description="Passage",
+            placeholder="a text to ask about (optional): the model then answers from it",
+            rows=3,
+            layout=w.Layout(width="100%"),
+        )
+        more = w.Accordion([self.passage, self._settings()], titles=("Passage to ask about", "Settings"))
+        self.feedback = OpinionsView(self)
+        talk = w.VBox(
+            [
+                row(self.model, self.about), self.earlier, self.log, self.examples,
+                row(self.message, self.send, self.stop),
+                row(self.compare, self.regenerate, self.new_chat, self.budget), self.status, more,
+            ]
+        )  # fmt: skip
+        tabs = w.Tab([talk, self.feedback.box], titles=("Chat", "Feedback"))
+        tabs.observe(lambda change: self.guard(self.feedback.refresh), names="selected_index")
+        self.root = w.VBox([w.HTML(markup.STYLE, layout=w.Layout(display="none")), tabs])
+        self.root.add_class("nc")
+        self._list_chats()
+
+    def _settings(self) -> w.Widget:
+        style, layout = {"description_width": "11em"}, w.Layout(width="min(100%, 34em)")
+        common = {"style": style, "layout": layout, "continuous_update": False}
+        default = self.session.settings
+        self.temperature = w.FloatSlider(
+            default.temperature, min=0, max=2, step=0.1, description="Temperature", **common
+        )
+        self.top_k = w.BoundedIntText(0, min=0, max=10**6, description="Top-k (0: all)", **common)
+        self.top_p = w.FloatSlider(1.0, min=0.05, max=1, step=0.05, description="Top-p (1: all)", **common)
+        self.length = w.BoundedIntText(default.max_new_tokens, min=1, max=4096, description="Longest answer", **common)
+        self.seed = w.BoundedIntText(default.seed, min=0, max=2**31, description="Seed", **common)
+        self.remember = w.Checkbox(True, description="Remember earlier turns", style=style, layout=layout)
+        fields = [self.temperature, self.top_k, self.top_p, self.length, self.seed, self.remember]
+        for field in fields:
+            field.observe(lambda change: self.guard(self._apply_settings), names="value")
+        hint = "Temperature 0 always takes the most likely token; above 0 answers vary with the seed."
+        return w.VBox([*fields, w.HTML(markup.dim(hint))])
+
+    def _apply_settings(self) -> None:
+        self.session.settings = Settings(
+            temperature=round(self.temperature.value, 2),
+            top_k=self.top_k.value or None,
+            top_p=round(self.top_p.value, 2) if self.top_p.value < 1 else None,
+            max_new_tokens=self.length.value,
+            seed=self.seed.value,
+            remember=self.remember.value,
+        )
+
+    # telling
+
+    def say(self, sentence: str, error: bool = False) -> None:
+        """Show one sentence under the chat."""
+        kind = "nc-error" if error else "nc-dim"
+        self.status.value = f'<div class="{kind}" role="status">{markup.escape(sentence)}</div>' if sentence else ""
+
+    def guard(self, action: Callable[[], None]) -> None:
+        """Do what a click asks for. An exception in a callback is lost without a word, so it is shown here."""
+        self.say("")
+        try:
+            action()
+        except UserError as error:
+            self.say(f"{str(error)[:1].upper()}{str(error)[1:]}.", error=True)
+        except Exception as error:
+            self.say(f"That went wrong ({type(error).__name__}: {error}). The chat goes on.", error=True)
+
+    def _refresh(self) -> None:
+        """Which buttons can be pressed now, and how full the context is."""
+        for blocked in (self.send, self.compare, self.new_chat, self.model, self.earlier, *self.examples.children):
+            blocked.disabled = self.busy
+        self.regenerate.disabled = self.busy or not self.session.exchanges
+        self.stop.disabled = not self.busy
+        show(self.examples, not self.views)
+        show(self.log, bool(self.views))
+        used, limit = self.session.budget()
+        self.budget.value = markup.meter(used, limit, f"Context: {used} of {limit} tokens")
+
+    def opinions(self, run: str) -> dict[str, feedback.Opinion]:
+        """What a person thinks of the answers of a run, by the ids of the answers."""
+        return {
+            opinion.record.about: opinion for opinion in feedback.current(self.session.store(run).records(self.say))
+        }
+
+    # asking
+
+    def _entered(self) -> None:
+        # The last letters typed may still be on their way when Enter arrives: they are let in first.
+        try:
+            asyncio.get_running_loop().call_later(0.1, self.guard, self.ask)
+        except RuntimeError:  # no loop: this is no kernel
+            self.guard(self.ask)
+
+    def _example(self, question: str, passage: str) -> None:
+        self.passage.value = passage
+        self._start(question, comparing=False)
+
+    def ask(self) -> None:
+        """Send the message."""
+        self._start(self.message.value, comparing=False)
+
+    def ask_both(self) -> None:
+        """Send the message and get two answers to choose from."""
+        self._start(self.message.value, comparing=True)
+
+    def again(self) -> None:
+        """Answer the last question once more."""
+        self._check_idle()
+        view, pieces = self.views[-1], self.session.regenerate()
+        view.begin_again()
+        self._work(((0, piece) for piece in pieces), view)
+
+    def _start(self, text: str, comparing: bool) -> None:
+        self._check_idle()
+        passage = self.passage.value
+        if comparing:
+            pieces = self.session.stream_compare(text, passage)
+        else:
+            pieces = ((0, piece) for piece in self.session.reply(text, passage))
+        view = ExchangeView(self, text.strip(), passage, comparing)
+        self.views.append(view)
+        self._show_views()
+        self._to_the_end()
+        self.message.value = ""
+        self._work(pieces, view)
+        self.message.focus()
+
+    def _check_idle(self) -> None:
+        if self.busy:
+            raise UserError("the model is still answering; press Stop first")
+
+    def _to_the_end(self) -> None:
+        """Scroll to the newest exchange, without a script: a new box that counts from its end (column-reverse) begins
+        there, and stays there while text comes in, unless somebody scrolls up."""
+        layout = w.Layout(flex_flow="column-reverse", overflow="auto", max_height="480px")
+        scrolled = w.Box([self.exchanges], layout=layout)
+        scrolled.add_class("nc-log")
+        before, self.log.children = self.log.children, (scrolled,)
+        for box in before:
+            box.close()
+
+    def _show_views(self) -> None:
+        self.exchanges.children = tuple(view.box for view in self.views)
+
+    def _work(self, pieces: Iterator[tuple[int, str]], view: ExchangeView) -> None:
+        self.busy = True
+        self._refresh()
+        self.worker = threading.Thread(target=self._stream, args=(pieces, view), daemon=True)
+        self.worker.start()
+
+    def _stream(self, pieces: Iterator[tuple[int, str]], view: ExchangeView) -> None:
+        """In the worker: show the answer while it is written, then what can be done about it."""
+        texts, shown, n_before = [""] * len(view.answers), 0.0, len(self.session.exchanges)
+        failure = None
+        try:
+            for i, piece in pieces:
+                texts[i] += piece
+                if time.monotonic() - shown > _FRAME:
+                    for answer, text in zip(view.answers, texts, strict=True):
+                        answer.write(text)
+                    shown = time.monotonic()
+        except Exception as error:
+            failure = error
+        finally:
+            self.busy = False
+        self._finish(view, n_before, failure)
+
+    def _finish(self, view: ExchangeView, n_before: int, failure: Exception | None) -> None:
+        exchange = view.exchange or next(iter(self.session.exchanges[n_before:]), None)
+        if exchange is not None:
+            view.finish(exchange)
+        else:  # nothing was answered: what was asked goes back to where it can be sent again
+            self.views.remove(view)
+            self._show_views()
+            self.message.value = self.message.value or view.text
+        self._refresh()
+        if failure is not None:
+            kind = type(failure).__name__
+            self.say(f"The model could not answer ({kind}: {failure}). The chat goes on.", error=True)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Until the answer that is being written is finished."""
+        if self.worker is not None:
+            self.worker.join(timeout)
+
+    # chats and models
+
+    def new(self) -> None:
+        """Begin a new conversation; the last one can still be found under the earlier chats."""
+        self.session.new()
+        self.saved_as = None
+        self._show_chat()
+        self.message.focus()
+
+    def _keep(self) -> None:
+        """Save the chat after every change, so that it survives the kernel."""
+        if self.saved_as is None:
+            self.saved_as = chat.transcript_path(self.session.run)
+        try:
+            self.session.save(self.saved_as)
+        except OSError as error:
+            self.say(f"This chat could not be saved ({error.strerror or error}); it goes on all the same.", error=True)
+
+    def _list_chats(self) -> None:
+        found = [(chat_name(path), path) for path in chat.transcripts(self.session.run)[:_CHATS]]
+        self.earlier.options = [("this chat", None), *found]
+        self.earlier.value = self.saved_as if self.saved_as in dict(found).values() else None
+        show(self.earlier, bool(found))
+
+    def _choose_chat(self) -> None:
+        path = self.earlier.value
+        if path is None or path == self.saved_as:
+            return
+        self.session.load(path)
+        self.saved_as = path
+        self._show_chat()
+
+    def _show_chat(self) -> None:
+        self.views = []
+        for exchange in self.session.exchanges:
+            comparing = bool(exchange.comparison) and len(exchange.answers) == 2
+            view = ExchangeView(self, exchange.question, exchange.passage, comparing)
+            view.finish(exchange)
+            self.views.append(view)
+        self._show_views()
+        self._list_chats()
+        self._refresh()
+
+    def _choose_model(self) -> None:
+        path = self.model.value
+        if path == self.session.loaded.path:
+            return
+        self.say("Loading …")
+        try:
+            self.session.use(checkpoint.load(path, devices.pick_device(self.device)))
+        finally:
+            self.model.value = self.session.loaded.path
+        self.about.value = markup.dim(describe(self.session.loaded))
+        self._list_chats()
+        self._refresh()
+        self.say("")
+
+
+def chat_name(path: Path) -> str:
+    """When a saved chat began, and its first question."""
+    stamp = path.stem
+    when = f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]} {stamp[9:11]}:{stamp[11:13]}"
+    try:
+        first = json.loads(path.read_text(encoding="utf-8"))["exchanges"][0]["question"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return f"{when} (damaged)"
+    return f"{when} {first[:40]}"
+
+
+def describe(loaded: checkpoint.Checkpoint) -> str:
+    """A model's size and score in one line."""
+    n_params, meta = loaded.model.n_params(), loaded.meta
+    parts = [
+        f"{n_params / 1e6:.1f} M parameters" if n_params >= 1e6 else f"{n_params:,} parameters",
+        f"context of {loaded.model.config.block_size} tokens",
+    ]
+    if (right := _held_out_score(loaded)) is not None:
+        parts.append(f"{right:.0%} of held-out questions right")
+    elif meta.get("val_bpb") is not None:
+        parts.append(f"{meta['val_bpb']:.2f} bits per byte")
+    if meta["stage"] == "base_model":
+        parts.append("continues texts, not taught to answer yet")
+    return " · ".join(parts)
+
+
+def _held_out_score(loaded: checkpoint.Checkpoint) -> float | None:
+    """The share of held-out questions answered right, if this model has a report card."""
+    try:
+        card = json.loads((loaded.path.parent / f"{loaded.meta['stage']}_card.json").read_text(encoding="utf-8"))
+        if card["model"]["fingerprint"] != loaded.meta["fingerprint"]:
+            return None
+        rows = [row for row in card["scores"] if row["skill"] == "all"]
+        return sum(row["em"] * row["n"] for row in rows) / sum(row["n"] for row in rows)
+    except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError):
+        return None
+
+
+def unavailable(reason: UserError) -> dict[str, str]:
+    """What stands in for a playground without a model."""
+    text = (
+        "There is no model to talk to here. Run `nanochat course` in a terminal, or the notebooks 03_pretraining and "
+        f"04_qa_finetuning; then run this cell again.\n({reason})"
+    )
+    lines = "<br>".join(map(markup.escape, text.splitlines()))
+    return {"text/html": f"{markup.STYLE}<div class='nc'><div class='nc-log'>{lines}</div></div>", "text/plain": text}
+
+
+def sample_exchange(session: ChatSession) -> tuple[str, str]:
+    """A first question and what this model answers, as (HTML, text): a playground where nothing runs."""
+    question = EXAMPLES[0][0]
+    aside = ChatSession(session.loaded, notice=lambda sentence: None)
+    answer = "".join(aside.reply(question)).strip() or "(nothing)"
+    lines = (
+        f"A chat with {session.run} ({session.stage}); run this cell to use it.",
+        f"You: {question}",
+        f"Model: {answer}",
+    )
+    return "".join(f"<p>{markup.escape(line)}</p>" for line in lines), "\n".join(lines)
+
+
+def playground(run: str | None = None, stage: str | None = None) -> None:
+    """Show a chat with the model of `run` and `stage` (the newest by default), or what to do if there is none.
+
+    Where the widget cannot be shown, as in a saved notebook, a sample exchange stands in its place.
+    """
+    try:
+        app = Playground(run, stage)
+    except UserError as error:
+        display(unavailable(error), raw=True)
+    else:
+        static.show(app.root, *sample_exchange(app.session))

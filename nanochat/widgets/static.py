@@ -1,0 +1,45 @@
+"""Widgets that leave something to read: where no kernel runs, the saved output shows HTML in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ipywidgets import Widget
+
+
+def bundle(widget: Widget, html: str, text: str) -> dict[str, Any]:
+    """The widget as one output that notebooks show live if they can, else as `html`, else as `text`."""
+    return {**widget._repr_mimebundle_(), "text/html": html, "text/plain": text}
+
+
+def show(widget: Widget, html: str, text: str) -> None:
+    """Display the widget with what stands in for it."""
+    from IPython.display import display
+
+    display(bundle(widget, html, text), raw=True)
+
+
+def follow(render: Callable[[], str], out: Any, inputs: list[Any]) -> Callable[[], None]:
+    """Set `out.value` to render() now, and again whenever one of `inputs` changes or what is returned is called.
+
+    An exception in a widget's callback is lost without a word: it is shown in place of the result.
+    """
+
+    def update(_change: object = None) -> None:
+        try:
+            out.value = render()
+        except Exception as error:  # whatever it is, the person at the widget should see it
+            out.value = error_html(error)
+
+    for source in inputs:
+        source.observe(update, names="value")
+    update()
+    return update
+
+
+def error_html(error: Exception) -> str:
+    """An error as one line of HTML."""
+    from html import escape
+
+    return f"<p><b>That did not work.</b> {escape(str(error) or type(error).__name__)}</p>"

@@ -1,0 +1,109 @@
+"""The tokenizer explorer: a text as coloured tokens with their ids, and how its words were merged.
+
+The functions return HTML that reads well without its colours too, as some viewers of saved notebooks drop them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import ipywidgets as widgets
+
+from ..tokenizer import GPT2_FILES, Tokenizer, gpt2, steps
+from . import static
+
+# Light grounds under dark letters: readable on light and dark pages alike
+COLOURS = ("#cfe3f5", "#fbe3c2", "#cdebdd", "#f6d5dd", "#e2dbf4", "#f3efb8")
+INK = "#1b1b1b"
+_SHOWN = 600  # tokens of a text that are drawn
+_WORD = 40  # characters of a word whose merges are shown
+_SIGNS = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
+
+
+def visible(piece: bytes) -> str:
+    r"""A token's bytes as text in which blanks can be seen; bytes that are no whole character stand as \xNN."""
+    return piece.decode("utf-8", errors="backslashreplace").translate(_SIGNS)
+
+
+def chip(piece: bytes, number: int, above: object = "") -> str:
+    """One token as a coloured box, with something small above it; `number` picks the colour."""
+    style = f"background:{COLOURS[number % len(COLOURS)]};color:{INK};padding:1px 3px;border-radius:3px"
+    box = f'<code style="{style}">{escape(visible(piece))}</code>'
+    return f"<ruby>{box}<rt>{escape(str(above))}</rt></ruby>" if above != "" else box
+
+
+def counts(tok: Tokenizer, text: str) -> str:
+    """How long a text is in characters, bytes and tokens, as a sentence."""
+    n_bytes, n_tokens = len(text.encode("utf-8", "replace")), len(tok.encode(text))
+    ratio = f", {n_bytes / n_tokens:.2f} bytes a token" if n_tokens else ""
+    return (
+        f"{tok.name} ({tok.vocab_size:,} ids): {len(text):,} characters, {n_bytes:,} bytes, {n_tokens:,} tokens{ratio}"
+    )
+
+
+def tokens_html(tok: Tokenizer, text: str) -> str:
+    """The text as boxes, one for each token, with the ids above and visible blanks."""
+    ids = tok.encode(text)
+    boxes = [chip(tok.token_bytes(id), i, id) for i, id in enumerate(ids[:_SHOWN])]
+    rest = f" … and {len(ids) - _SHOWN:,} more" if len(ids) > _SHOWN else ""
+    return f'<p><b>{escape(counts(tok, text))}</b></p><p style="line-height:2.6">{" ".join(boxes)}{rest}</p>'
+
+
+def merges_html(tok: Tokenizer, word: str) -> str:
+    """A table: the pieces of a word from its single bytes to its tokens, one merge a row."""
+    rows = []
+    for number, pieces in enumerate(steps(tok, word[:_WORD])):
+        boxes = " ".join(chip(piece, i) for i, piece in enumerate(pieces))
+        rows.append(f'<tr><td>{number}</td><td style="text-align:left">{boxes}</td><td>{len(pieces)}</td></tr>')
+    head = '<tr><th>merges</th><th style="text-align:left">pieces</th><th>how many</th></tr>'
+    return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def cached_gpt2() -> Tokenizer | None:
+    """GPT-2's tokenizer if tiktoken has its two files on this machine, else None: nothing is downloaded."""
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+    cache = Path(folder) if folder else Path(tempfile.gettempdir()) / "data-gym-cache"
+    files = [cache / hashlib.sha1(url.encode()).hexdigest() for url in GPT2_FILES]
+    return gpt2() if all(file.is_file() for file in files) else None
+
+
+def tokenizers_html(toks: Sequence[Tokenizer], text: str) -> str:
+    """One text as several tokenizers cut it, one under the other; says so where GPT-2's is not among them."""
+    parts = [tokens_html(tok, text) for tok in toks]
+    if all(tok.name != "gpt2" for tok in toks):
+        parts.append(
+            "<p><i>GPT-2's vocabulary would stand here too, but its files are not on this machine. With a network, "
+            "<code>nanochat.tokenizer.gpt2()</code> gets them once; then run this cell again.</i></p>"
+        )
+    return "".join(parts)
+
+
+def explorer(toks: Sequence[Tokenizer], text: str, word: str) -> widgets.Widget:
+    """A text to type, cut by each tokenizer, and a word whose merges (by the first one) a slider goes through."""
+    typed = widgets.Textarea(text, layout={"width": "98%", "height": "5em"}, placeholder="Type anything.")
+    cut = widgets.HTML()
+    static.follow(lambda: tokenizers_html(toks, typed.value), cut, [typed])
+
+    spelled = widgets.Text(word, description="Word", placeholder="Type a word.")
+    slider = widgets.IntSlider(0, 0, 0, description="Merges", continuous_update=True)
+    pieces = widgets.HTML()
+
+    def render() -> str:
+        states = steps(toks[0], spelled.value[:_WORD])
+        slider.max = len(states) - 1  # a value above it follows by itself
+        boxes = " ".join(chip(piece, i) for i, piece in enumerate(states[slider.value]))
+        return f"<p>{boxes}</p><p>{slider.value} of {slider.max} merges, {len(states[slider.value])} pieces</p>"
+
+    static.follow(render, pieces, [spelled, slider])
+    return widgets.VBox([typed, cut, widgets.HBox([spelled, slider]), pieces])
+
+
+def explore(toks: Sequence[Tokenizer], text: str, word: str) -> None:
+    """Show the explorer; saved notebooks keep the text as tokens and the word's merges as a table."""
+    html = tokenizers_html(toks, text) + f"<p><b>{escape(word)}</b>, merge by merge:</p>" + merges_html(toks[0], word)
+    static.show(explorer(toks, text, word), html, "; ".join(counts(tok, text) for tok in toks))

@@ -1,0 +1,27 @@
+"""What every test shares: one thread, no windows, the same examples each time, and a home of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before anything imports torch; kernels that tests start inherit it. One thread because `make test` has two
+# workers on two cores, and because sums over another number of threads end in other last digits.
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
+import matplotlib
+import pytest
+from hypothesis import settings
+
+# Not through MPLBACKEND: kernels would inherit it, and notebooks would then show no figures.
+matplotlib.use("Agg")
+
+settings.register_profile("nanochat", derandomize=True, deadline=None)
+settings.load_profile("nanochat")
+
+
+@pytest.fixture
+def nanochat_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project folder: data/ and out/ of this test go there."""
+    monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path))
+    return tmp_path

@@ -1,0 +1,44 @@
+"""A project folder with a small corpus and a few questions of its own, for the tests of whole stages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nanochat import dataset, stages
+from nanochat.dataset import CorpusData
+from nanochat.trainer import StepReport, TrainSettings
+
+WORDS = "cat dog cow hen pig fox owl bee".split()
+SHAPE = {"model": "nano", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32}
+SETTINGS = TrainSettings(steps=6, batch_size=2, seed=5, eval_every=2)
+
+
+def write_corpus(folder: Path) -> Path:
+    """Forty little stories, one after the other in one file."""
+    path = folder / "stories.txt"
+    stories = [f"The {a} met the {b}.\nThe {b} said hello, {a}!\n" for a in WORDS for b in WORDS if a != b]
+    path.write_text("\n\n".join(stories), encoding="utf-8")
+    return path
+
+
+def write_questions(folder: Path) -> Path:
+    path = folder / "animals.json"
+    records = [{"question": f"Who met the {a} and the {b}?", "answer": f"The {b}."} for a in WORDS for b in WORDS]
+    path.write_text(json.dumps(records), encoding="utf-8")
+    return path
+
+
+def prepare(home: Path) -> CorpusData:
+    write_questions(home)
+    return dataset.prepare_corpus(str(write_corpus(home)), "bpe:300")
+
+
+def pretrain(corpus: CorpusData, run: str = "r", settings: TrainSettings = SETTINGS, **options: Any) -> list[StepReport]:
+    return list(stages.pretrain(run, corpus, settings=settings, device="cpu", **{"say": str, **SHAPE, **options}))
+
+
+def finetune(home: Path, run: str = "r", settings: TrainSettings = SETTINGS, **options: Any) -> list[StepReport]:
+    questions = str(home / "animals.json")
+    return list(stages.finetune(run, questions, settings=settings, device="cpu", **{"say": str, **options}))

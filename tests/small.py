@@ -1,0 +1,72 @@
+"""What the tests of the model and of training share: small models, and a small thing to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nanochat.config import ModelConfig
+from nanochat.model import GPT
+from nanochat.trainer import StepReport, Task
+
+ARCHS = ("gpt2", "modern")
+VOCAB, BLOCK = 61, 32
+
+
+def small_config(arch: str = "modern", **changes: Any) -> ModelConfig:
+    shape = {"vocab_size": VOCAB, "block_size": BLOCK, "n_layer": 2, "n_head": 2, "n_embd": 32, "arch": arch}
+    return ModelConfig(**{**shape, **changes})
+
+
+def small_model(arch: str = "modern", *, seed: int = 0, **changes: Any) -> GPT:
+    """A model with all its weights drawn at random: as it starts, the modern one says the same to everything."""
+    model = GPT(small_config(arch, **changes))
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=draw) * (0.3 if p.dim() == 2 else 0.5))
+    return model.eval()
+
+
+def ids(*shape: int, seed: int = 0, vocab: int = VOCAB) -> Tensor:
+    return torch.randint(vocab, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def counting(step: int, rows: int = 4, length: int = 16, seed: int = 7) -> tuple[Tensor, Tensor]:
+    """x and y (rows, length): numbers that count up by a stride, a different batch for each step."""
+    draw = torch.Generator().manual_seed(seed * 100_003 + step)
+    first, stride = torch.randint(VOCAB, (rows, 1), generator=draw), torch.randint(1, 4, (rows, 1), generator=draw)
+    sequence = (first + stride * torch.arange(length + 1)) % VOCAB
+    return sequence[:, :-1], sequence[:, 1:]
+
+
+def counting_task(folder: Path, **changes: Any) -> Task:
+    """Learn to count. The best weights go to best.pt, the state to state.pt, every report to `task.identity["log"]`."""
+
+    def save_best(model: GPT, report: StepReport) -> None:
+        torch.save({"step": report.step, "weights": model.state_dict()}, folder / "best.pt")
+
+    def validate(model: GPT) -> dict[str, float]:
+        return {"val_loss": model(*counting(-1, rows=8)).item()}
+
+    task = Task(
+        stage="base_model",
+        batch=counting,
+        loss=lambda model, x, y: model(x, y),
+        validate=validate,
+        save_best=save_best,
+        state_path=folder / "state.pt",
+        identity={"data": "counting"},
+        tokens_per_step=64,
+    )
+    return replace(task, **changes)
+
+
+def steps_of(reports: Iterator[StepReport]) -> list[tuple[int, float | None]]:
+    """What must be the same in two equal runs: step, training loss and validation loss."""
+    return [(r.step, None if r.step == 0 else r.loss, r.val_loss, r.best) for r in reports]

@@ -1,0 +1,288 @@
+"""The embedded corpus: a pure function of size and seed, in correct English, with nothing of the test in training."""
+
+import random
+import re
+from collections import Counter, defaultdict
+from functools import cache
+from itertools import islice
+
+import pytest
+
+from nanochat import almanac
+from nanochat.almanac import asking, facts, grammar, pools, questions, reading
+from nanochat.config import UserError
+from nanochat.qa import IDK
+
+SIZES = ("smoke", "default")
+FIVE = {
+    "What is the capital of France?": "Paris",
+    "How many planets are in our solar system?": "eight",
+    "Who wrote the novel '1984'?": "George Orwell",
+    "What is the speed of light?": "299,792 kilometres per second",
+    "Who is the president of the United States?": IDK,
+}
+
+
+@cache
+def documents(size="default", seed=0):
+    return tuple(almanac.pretrain_documents(size, seed))
+
+
+@cache
+def conversations(size="default", seed=0):
+    return tuple(almanac.conversations(size, seed))
+
+
+def chats(size="default"):
+    """Everything that is asked in training, in both stages."""
+    return [each for each in documents(size) if not isinstance(each, str)] + split("train", size)
+
+
+def split(name, size="default"):
+    return [each for each in conversations(size) if each.split == name]
+
+
+def asked(conversation):
+    return [turn.text for turn in conversation.turns if turn.role == "user"]
+
+
+def texts(size):
+    for each in documents(size) + conversations(size):
+        if isinstance(each, str):
+            yield each
+        else:
+            yield from filter(None, (each.context, *(turn.text for turn in each.turns)))
+
+
+def told(size):
+    return facts.select(almanac.SIZES[size].core_only, almanac.SIZES[size].rows)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_same_size_and_seed_give_the_same_corpus_and_another_seed_another_one(size):
+    assert tuple(almanac.pretrain_documents(size, 0)) == documents(size)
+    assert tuple(almanac.conversations(size, 0)) == conversations(size)
+    assert documents(size, 1) != documents(size)
+    assert conversations(size, 1) != conversations(size)
+
+
+def test_an_unknown_size_is_answered_with_the_nearest_one():
+    for make in (almanac.pretrain_documents, almanac.conversations):
+        with pytest.raises(UserError, match="'default'"):
+            next(make("defualt"))
+    with pytest.raises(UserError):
+        almanac.fact_count("huge")
+
+
+def test_sizes_are_as_announced():
+    for size in SIZES:
+        written = sum(almanac.length(each) for each in documents(size))
+        assert almanac.SIZES[size].pretrain_bytes <= written < almanac.SIZES[size].pretrain_bytes + 3000
+    assert 40 <= almanac.fact_count("smoke") < 100
+    assert 550 <= almanac.fact_count("default") <= 800
+    assert almanac.fact_count("full") > 4000
+    assert len(split("train")) == almanac.SIZES["default"].conversations
+
+
+def test_skills_come_in_their_shares_and_unknown_ones_stay_rare():
+    skills = Counter(each.skill for each in split("train"))
+    share = {name: count / skills.total() for name, count in skills.items()}
+    assert share == pytest.approx({"facts": 0.5, "reading": 0.25, "smalltalk": 0.15, "unknown": 0.07, "stories": 0.03})
+    chatted = sum(almanac.length(each) for each in documents() if not isinstance(each, str))
+    assert 0.35 < chatted / sum(map(almanac.length, documents())) < 0.5
+
+
+def test_every_held_out_split_has_enough_questions():
+    for name in almanac.HELD_OUT_SPLITS:
+        assert len(split(name)) >= 300, name
+        assert len(split(name, "smoke")) >= 20, name
+
+
+def test_every_fact_is_told_at_least_eight_times_in_several_wordings():
+    plain = [each for each in documents() if isinstance(each, str)]
+    joined = "\n".join(plain)
+    for group, found in by_group(told("default")).items():
+        wordings = {wording for fact in found for wording in fact.statements()}
+        assert len(wordings) >= 8, group
+    for group, found in random.Random(0).sample(sorted(by_group(told("default")).items()), 60):
+        told_as = {wording: joined.count(wording) for fact in found for wording in fact.statements()}
+        assert sum(told_as.values()) >= 8, group
+        assert sum(count > 0 for count in told_as.values()) >= 5, group
+
+
+def by_group(chosen):
+    found = defaultdict(list)
+    for fact in chosen:
+        found[fact.group].append(fact)
+    return found
+
+
+def test_every_relation_has_enough_wordings_for_training_and_for_the_test():
+    for relation in grammar.sections("facts"):
+        assert len(set(relation["A"] + relation["S"])) >= 3, relation.name
+        assert len(set(relation["Q"] + relation["N"] + relation["W"])) >= 8, relation.name
+        assert len(set(relation["T"])) >= 3, relation.name
+        assert not {*relation["T"]} & {*relation["Q"]}, relation.name
+    for shape in grammar.sections("singles"):
+        assert shape.name == "any" or len(set(shape["T"])) >= 3, shape.name
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_no_held_out_question_is_asked_in_training(size):
+    trained = {grammar.normalised(question) for each in chats(size) for question in asked(each)}
+    for name in ("wording", "smalltalk"):
+        leaked = {each.question for each in split(name, size) if grammar.normalised(each.question) in trained}
+        assert not leaked, name
+    assert not trained & questions.reserved(told(size))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_held_out_facts_are_told_but_asked_nowhere(size):
+    held = [fact for fact in told(size) if fact.held_out]
+    assert held
+    assert {each.answers[0] for each in split("fact", size)} <= {fact.answers[0] for fact in held}
+    answered = {turn.text for each in chats(size) for turn in each.turns if turn.role == "assistant"}
+    assert not answered & {fact.answers[0] for fact in held}
+    plain = "\n".join(each for each in documents(size) if isinstance(each, str))
+    for fact in held:
+        assert any(wording in plain for wording in fact.statements()), fact.group
+
+
+def test_what_is_held_out_depends_on_neither_seed_nor_size():
+    everything = {fact.group: fact.held_out for fact in told("full")}
+    assert all(everything[fact.group] == fact.held_out for size in SIZES for fact in told(size))
+    share = sum(everything.values()) / len(everything)
+    assert 0.05 < share < 0.11
+
+
+def test_names_and_things_of_held_out_passages_are_not_in_training_passages():
+    for name in ("girls", "boys", "things", "places", "towns", "petnames"):
+        assert name == "towns" or not {*pools.pool(name)} & {*pools.pool(name, held_out=True)}
+    rng = random.Random(0)
+    trained = {pools.person(rng, False)[0] for _ in range(5000)} | {pools.town(rng, False) for _ in range(5000)}
+    held = {pools.person(rng, True)[0] for _ in range(5000)} | {pools.town(rng, True) for _ in range(5000)}
+    assert not trained & held
+    words = {word for each in chats() if each.context for word in re.findall(r"\w+", each.context)}
+    people = {word for each in split("passage") for word in re.findall(r"(?<=[a-z,] )[A-Z]\w+", each.context)}
+    shared = {word for word in people & words if word not in CAPITALS}
+    assert not shared
+
+
+CAPITALS = {"Mr", "Mrs", "Miss", *(word for name in ("days", "months", "subjects") for word in pools.pool(name))}
+CAPITALS |= {*pools.pool("subjects", held_out=True)}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_answers_to_passages_are_spans_of_them_or_unknown(size):
+    for each in conversations(size) + documents(size):
+        if isinstance(each, str) or not each.context:
+            continue
+        for turn in each.turns[1::2]:
+            assert turn.text == IDK or turn.text.removesuffix(".") in each.context
+        assert each.answer == each.answers[0]
+        assert each.answers == (IDK,) or each.answers[1] in each.context
+        if each.split == "passage":
+            assert len(each.turns) == 2
+
+
+def test_about_a_fifth_of_the_held_out_passages_do_not_tell_the_answer():
+    unanswered = sum(each.answer == IDK for each in split("passage")) / len(split("passage"))
+    assert 0.12 < unanswered < 0.28
+
+
+def test_a_passage_never_answers_what_it_says_it_does_not():
+    rng = random.Random(0)
+    for passage in islice(reading.passages(rng), 300):
+        answerable = {question for question, _ in passage.answerable}
+        assert not answerable & set(passage.unanswerable)
+        assert 2 <= len(re.findall(r"[.!?](?: |$)", passage.text)) <= 12
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_question_has_one_answer(size):
+    answers = defaultdict(set)
+    for each in chats(size) + list(conversations(size)):
+        if each.skill != "stories" and len(each.turns) == 2:
+            answers[grammar.normalised(each.question), each.context].add(grammar.normalised(each.answer))
+    assert not {question: found for question, found in answers.items() if len(found) > 1}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_five_questions_of_the_course_are_trained_and_answered_in_every_size(size):
+    by_answer = defaultdict(set)
+    for each in chats(size):
+        for question, answer in zip(each.turns[::2], each.turns[1::2], strict=True):
+            if not each.context:
+                by_answer[answer.text].add(grammar.normalised(question.text))
+    for question, answer in FIVE.items():
+        topic = {"Paris": "france", "eight": "planets", "George Orwell": "1984", IDK: "president"}.get(answer, "light")
+        said = [found for text, found in by_answer.items() if answer in text]
+        wordings = {wording for found in said for wording in found if topic in wording}
+        assert len(wordings) >= 3, question
+
+
+def test_made_up_names_are_refused_in_training_and_test_with_different_names():
+    refused = [each for each in split("wording") if each.skill == "unknown"]
+    assert len(refused) >= 25
+    assert all(each.answers[0] == IDK for each in refused)
+    assert all(IDK in each.answers for each in split("train") if each.skill == "unknown")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_text_is_clean(size):
+    bad = re.compile(
+        r"  | [.,!?](?: |$)|[{}|]|\.\.(?!\.)|\?\?|^\s|\s$|\b[Aa] (?!is |one|ewe|eu)[aeio][a-z]|\b[Aa]n (?=[bcdfgjklmnpqrstvwxyz])"
+        r"|(?<!-)\bone (?!is|as|was|less|this|spins)\w+s\b"
+    )
+    for text in texts(size):
+        found = bad.search(text)
+        assert not found or text in ("...", ",,,"), (found[0], text)
+
+
+def test_statements_and_stories_end_as_sentences_do():
+    for each in documents():
+        if isinstance(each, str):
+            assert each[-1] in '.!?"', each
+            assert each[0].isupper() or each[0].isdigit() or each[0] == '"', each
+
+
+def test_answers_of_facts_are_full_sentences_that_hold_the_bare_answer():
+    for fact in told("full"):
+        full, bare = fact.answers
+        assert full.endswith(".") and (full[0].isupper() or full[0].isdigit() or full[0] == '"'), full
+        assert bare.casefold() in full.casefold() or fact.relation.name in ("kind", "legs"), (full, bare)
+
+
+@pytest.mark.parametrize(
+    ("noun", "with_article"),
+    [("apple", "an apple"), ("unicorn", "a unicorn"), ("hour", "an hour"), ("umbrella", "an umbrella"), ("euro", "a euro"),
+     ("owl", "an owl"), ("ukulele", "a ukulele"), ("X-ray", "an X-ray"), ("one-way street", "a one-way street")],
+)  # fmt: skip
+def test_articles_go_by_sound(noun, with_article):
+    assert grammar.article(noun) == with_article
+
+
+def test_gaps_are_filled_and_sentences_begin_with_capitals():
+    values = {"name": "Netherlands", "the": "1", "thing": "owl", "n": "3"}
+    assert (
+        grammar.sentence("{the name} has {a thing}. it is the {ord n}.", values)
+        == "The Netherlands has an owl. It is the third."
+    )
+    assert grammar.fill("{thes name} {count n}", values | {"n": "1"}).startswith("the Netherlands' one")
+    with pytest.raises(KeyError):
+        grammar.fill("{nothing}", values)
+
+
+def test_a_slip_of_the_finger_spares_the_names():
+    rng = random.Random(0)
+    for _ in range(200):
+        wrong = asking.slipped("What is the capital of france?", rng, keep="France")
+        assert wrong != "" and "france" in wrong and wrong.startswith("What is the")
+
+
+def test_importing_the_almanac_loads_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys; import nanochat.almanac; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

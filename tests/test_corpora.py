@@ -1,0 +1,435 @@
+"""Where text comes from: names, paths, URLs, downloads that break off, files of all kinds, licences."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanochat import corpora, reading
+from nanochat.config import UserError
+from nanochat.corpora import CORPORA, QA_SETS, corpus_name, documents, fetch, locate, pieces, strip_gutenberg
+from nanochat.tokenizer import train_bpe
+
+BODY = bytes(range(256)) * 2000  # half a megabyte: more than one read on either side
+
+
+class Server(ThreadingHTTPServer):
+    """A file server on this machine. It can break off, and it writes down what it was asked for."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.body, self.etag = BODY, '"first"'
+        self.breaks: list[int] = []  # each answer in turn ends after so many bytes; then answers are whole
+        self.status = 200
+        self.asked: list[str | None] = []  # the Range header of each request
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/some/text.txt"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        asked = self.headers["Range"]
+        self.server.asked.append(asked)
+        if self.server.status != 200:
+            self.send_error(self.server.status)
+            return
+        body, start = self.server.body, 0
+        if asked and self.headers["If-Range"] == self.server.etag:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            self.send_response(206 if start < len(body) else 416)
+        else:
+            self.send_response(200)
+        body = body[start:]
+        self.send_header("Content-Length", str(len(body)))
+        if self.server.etag:
+            self.send_header("ETag", self.server.etag)
+        self.end_headers()
+        self.wfile.write(body[: self.server.breaks.pop(0)] if self.server.breaks else body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(corpora, "PAUSE", 0.0)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+# --- downloads ---
+
+
+def test_a_file_is_downloaded_once_and_its_checksum_remembered(server: Server, tmp_path: Path) -> None:
+    path = fetch(server.url, tmp_path / "downloads", "text.txt")
+    assert path == tmp_path / "downloads" / "text.txt" and path.read_bytes() == BODY
+    assert (tmp_path / "downloads" / "text.txt.sha256").read_text().split() == [
+        hashlib.sha256(BODY).hexdigest(),
+        "text.txt",
+    ]
+    assert fetch(server.url, tmp_path / "downloads", "text.txt") == path
+    assert server.asked == [None]
+    assert leftovers(path.parent) == ["text.txt", "text.txt.sha256"]
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
+    server.breaks = [200_000, 100_000]
+    assert fetch(server.url, tmp_path, "text.txt").read_bytes() == BODY
+    first, *starts = [int((asked or "bytes=0-")[6:-1]) for asked in server.asked]
+    assert first == 0 and 100_000 < starts[0] < starts[1] < 300_000 and len(starts) == 2
+    assert leftovers(tmp_path) == ["text.txt", "text.txt.sha256"]
+
+
+@pytest.mark.parametrize("etag", ["", 'W/"weak"'])
+def test_without_a_firm_etag_a_broken_download_begins_again(server: Server, tmp_path: Path, etag: str) -> None:
+    server.etag, server.breaks = etag, [200_000]
+    assert fetch(server.url, tmp_path, "text.txt").read_bytes() == BODY
+    assert server.asked == [None, None]
+
+
+def test_a_file_that_changed_meanwhile_is_not_pieced_together(server: Server, tmp_path: Path) -> None:
+    server.breaks = [100_000] * corpora.TRIES
+    with pytest.raises(UserError):
+        fetch(server.url, tmp_path, "text.txt")
+    server.body, server.etag = BODY[::-1], '"second"'
+    assert fetch(server.url, tmp_path, "text.txt").read_bytes() == BODY[::-1]
+
+
+def test_half_a_download_is_never_taken_for_the_file_and_is_used_the_next_time(server: Server, tmp_path: Path) -> None:
+    server.breaks = [100_000] * corpora.TRIES
+    with pytest.raises(UserError, match=r"cannot download .*text\.txt \(\w+Error\); save it by hand as .*text\.txt"):
+        fetch(server.url, tmp_path, "text.txt")
+    assert leftovers(tmp_path) == [".text.txt.etag", ".text.txt.part"]
+    server.asked.clear()
+    assert fetch(server.url, tmp_path, "text.txt").read_bytes() == BODY
+    assert len(server.asked) == 1 and server.asked[0] not in (None, "bytes=0-")
+    assert leftovers(tmp_path) == ["text.txt", "text.txt.sha256"]
+
+
+def test_a_download_that_was_complete_but_not_put_in_place_is_mended(server: Server, tmp_path: Path) -> None:
+    (tmp_path / ".text.txt.part").write_bytes(BODY)
+    (tmp_path / ".text.txt.etag").write_text(server.etag)
+    assert fetch(server.url, tmp_path, "text.txt").read_bytes() == BODY
+    assert server.asked == [f"bytes={len(BODY)}-", None]
+
+
+def test_a_refusal_names_url_and_place_and_leaves_nothing(server: Server, tmp_path: Path) -> None:
+    server.status = 404
+    with pytest.raises(UserError) as caught:
+        fetch(server.url, tmp_path / "downloads", "text.txt")
+    message = str(caught.value)
+    assert server.url in message and "404" in message and str(tmp_path / "downloads" / "text.txt") in message
+    assert "\n" not in message
+    assert server.asked == [None]  # asking again would not help
+    assert leftovers(tmp_path) == []
+
+
+def test_a_fault_of_the_server_is_tried_again(server: Server, tmp_path: Path) -> None:
+    server.status = 503
+    with pytest.raises(UserError, match="503"):
+        fetch(server.url, tmp_path, "text.txt")
+    assert len(server.asked) == corpora.TRIES
+
+
+def test_no_network_is_one_error_that_says_where_to_put_the_file(
+    server: Server, nanochat_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.server_close()
+    with pytest.raises(UserError, match="ConnectionError"):
+        locate(server.url)
+    assert leftovers(nanochat_home / "data") == []
+
+
+def test_a_changed_download_is_noticed(server: Server, tmp_path: Path) -> None:
+    path = fetch(server.url, tmp_path, "text.txt")
+    path.write_bytes(b"something else")
+    with pytest.raises(UserError, match=r"not as it was downloaded.*text\.txt\.sha256"):
+        fetch(server.url, tmp_path, "text.txt")
+    (tmp_path / "text.txt.sha256").unlink()
+    assert fetch(server.url, tmp_path, "text.txt") == path
+
+
+@pytest.mark.parametrize("name", [name for name in CORPORA if name != "almanac"])
+def test_a_file_put_there_by_hand_is_used_without_a_network(name: str, nanochat_home: Path) -> None:
+    path = nanochat_home / "data" / "downloads" / CORPORA[name].file_name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gzip.compress(b"by hand\n") if path.suffix == ".gz" else b"by hand\n")
+    assert [text.strip() for text in documents(name)] == ["by hand"]
+    assert leftovers(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("name", [name for name in QA_SETS if name != "almanac"])
+def test_a_question_set_put_there_by_hand_is_found(name: str, nanochat_home: Path) -> None:
+    path = nanochat_home / "data" / "downloads" / f"{name}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("[]")
+    assert locate(name, QA_SETS) == path
+
+
+def test_a_url_is_downloaded_and_read(server: Server, nanochat_home: Path) -> None:
+    server.body = b"one\n<|endoftext|>\ntwo"
+    assert list(documents(server.url)) == ["one", "two"]
+    assert list(documents(server.url)) == ["one", "two"]
+    assert len(server.asked) == 1
+    assert corpus_name(server.url) == "text"
+
+
+def test_other_protocols_are_refused(nanochat_home: Path) -> None:
+    with pytest.raises(UserError, match="only http and https"):
+        list(documents("ftp://example.org/text.txt"))
+
+
+# --- names and paths ---
+
+
+def test_the_almanac_is_the_first_corpus_and_needs_no_file(nanochat_home: Path) -> None:
+    assert next(iter(CORPORA)) == next(iter(QA_SETS)) == "almanac"
+    assert locate("almanac") is locate("almanac", QA_SETS) is None
+    assert sum(1 for _ in documents("almanac", size="smoke")) > 10
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest(nanochat_home: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'tiny_shakespeare'"):
+        list(documents("tiny_shakespear"))
+    with pytest.raises(UserError, match="did you mean 'squad_v2'"):
+        locate("squadv2", QA_SETS)
+
+
+def test_a_missing_path_is_named(nanochat_home: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no file '.*/nowhere\.txt'"):
+        list(documents(str(tmp_path / "nowhere.txt")))
+    with pytest.raises(UserError, match="is a folder"):
+        list(documents(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("my notes (2).txt", "my_notes_2"),
+        ("book.txt.gz", "book"),
+        (".hidden.txt", "hidden"),
+        ("北京.txt", "corpus"),
+        ("dracula.txt", "dracula_file"),
+        ("feedback.jsonl", "feedback_file"),
+    ],
+)
+def test_a_path_has_a_safe_folder_name_of_its_own(tmp_path: Path, file: str, name: str) -> None:
+    (tmp_path / file).write_text("text")
+    assert corpus_name(str(tmp_path / file)) == name
+
+
+def test_registered_names_are_their_own_folders() -> None:
+    assert [corpus_name(name) for name in CORPORA] == list(CORPORA)
+
+
+# --- files ---
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Callable[[str, str | bytes], str]:
+    def write(name: str, content: str | bytes) -> str:
+        content = content.encode() if isinstance(content, str) else content
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        return str(tmp_path / name)
+
+    return write
+
+
+Put = Callable[[str, "str | bytes"], str]
+
+
+@pytest.mark.parametrize("ending", [".txt", ".txt.gz", ".md", ""])
+def test_a_text_without_separators_is_one_document_kept_as_it_is(put: Put, ending: str) -> None:
+    assert list(documents(put(f"a{ending}", "\n one\n\n  two \n"))) == ["\n one\n\n  two \n"]
+
+
+def test_separators_stand_alone_on_a_line(put: Put) -> None:
+    text = (
+        "one\nmore\n\n<|endoftext|>\n\ntwo <|endoftext|> x\n<|endoftext|> \n<|endoftext|>\n  \n<|endoftext|>\nthree\n"
+    )
+    assert list(documents(put("a.txt", text))) == ["one\nmore", "two <|endoftext|> x", "three\n"]
+
+
+def test_line_ends_of_other_systems_and_a_byte_order_mark_are_understood(put: Put) -> None:
+    assert list(documents(put("a.txt", "\ufeffone\r\n<|endoftext|>\r\ntwo\r\n"))) == ["one", "two\n"]
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".ndjson"])
+def test_json_lines_give_a_document_each(put: Put, ending: str) -> None:
+    lines = [json.dumps({"text": "one\n<|endoftext|>\nmore"}), "", '{"text": "  "}', '{"text": "two", "id": 7}']
+    assert list(documents(put(f"a{ending}", "\n".join(lines)))) == ["one\n<|endoftext|>\nmore", "two"]
+
+
+@pytest.mark.parametrize("ending", [".json", ".json.gz"])
+def test_a_json_list_gives_a_document_for_each_record(put: Put, ending: str) -> None:
+    assert list(documents(put(f"a{ending}", '[{"text": "one"}, {"text": "two"},\n "three"]'))) == [
+        "one",
+        "two",
+        "three",
+    ]
+
+
+def test_subtitles_are_grouped_by_a_hundred_lines(nanochat_home: Path) -> None:
+    path = nanochat_home / "data" / "downloads" / CORPORA["OpenSubtitles2018"].file_name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gzip.compress("".join(f"line {i}\n" for i in range(250)).encode()))
+    found = list(documents("OpenSubtitles2018"))
+    assert [len(document.split("\n")) for document in found] == [100, 100, 50]
+    assert found[1].startswith("line 100\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "", "no text in it"),
+        ("a.txt", "<|endoftext|>\n\n<|endoftext|>", "no text in it"),
+        ("a.jsonl", '{"text": ""}', "no text in it"),
+        ("a.json", "[]", "no text in it"),
+        ("a.jsonl", '{"text": "a"}\n{"text": \n', "line 2: not valid JSON"),
+        ("a.jsonl", '{"text": "a"}\n{"txt": "b"}', 'line 2: there is no "text"'),
+        ("a.jsonl", '{"text": 5}', 'line 1: there is no "text"'),
+        ("a.json", '[{"text": "a"},\n{"text": "b"},\n{"text" "c"}]', "not valid JSON .*line 3 column 9"),
+        ("a.json", '[{"text": "a"}', "not valid JSON .*line 1"),
+        ("a.json", '[{"text": "a"}, {}]', 'record 2: there is no "text"'),
+        ("a.txt", b"first\nsecond\n" + b"caf\xe9", "is not UTF-8.*iconv"),
+        ("a.jsonl", b'{"text": "caf\xe9"}', "is not UTF-8"),
+    ],
+)
+def test_a_bad_file_is_one_error_that_says_where(put: Put, name: str, content: str | bytes, message: str) -> None:
+    path = put(name, content)
+    with pytest.raises(UserError, match=message) as caught:
+        list(documents(path))
+    assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_torn_gzip_file_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"text " * 1000)[:-20])
+    with pytest.raises(UserError, match="cannot read"):
+        list(documents(str(tmp_path / "a.txt.gz")))
+    (tmp_path / "b.txt.gz").write_bytes(b"no gzip")
+    with pytest.raises(UserError, match="cannot read"):
+        list(documents(str(tmp_path / "b.txt.gz")))
+
+
+# --- pieces ---
+
+words = st.text(alphabet="abé'1北.", min_size=1, max_size=8)
+prose = st.lists(st.tuples(words, st.sampled_from([" ", "\n", "  ", "\n\n", "\n \t", " \u2003"])), min_size=1).map(
+    lambda pairs: "".join(word + space for word, space in pairs)
+)
+
+
+def in_small_pieces(folder: Path, text: str) -> tuple[list[reading.Piece], list[object]]:
+    """The pieces and the documents of a file with this text, pieces being of 16 characters."""
+    path = folder / "a.txt"
+    path.write_text(text, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "PIECE", 16)
+        return list(pieces(str(path))), list(documents(str(path)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pieces")
+
+
+@given(prose)
+def test_the_pieces_of_prose_have_the_ids_of_the_whole(folder: Path, text: str) -> None:
+    tok = train_bpe([text * 3], 300)
+    found, whole = in_small_pieces(folder, text)
+    assert "".join(piece.text for piece in found) == text
+    assert whole == [text]
+    assert [id for piece in found for id in tok.encode(piece.text)] == tok.encode(text)
+    assert [piece.first for piece in found] == [True] + [False] * (len(found) - 1)
+    assert all(len(piece.text) <= 2 * 16 for piece in found)
+    assert found[-1].done == len(text.encode())
+
+
+@given(st.text(alphabet="a \n\t<|北", min_size=1))
+def test_pieces_put_together_are_the_text_whatever_it_is(folder: Path, text: str) -> None:
+    assert in_small_pieces(folder, "x" + text)[1] == ["x" + text]
+
+
+@given(st.lists(st.tuples(words, prose).map(lambda pair: " ".join(pair).strip()), min_size=1))
+def test_separators_are_found_wherever_pieces_end(folder: Path, texts: list[str]) -> None:
+    assert in_small_pieces(folder, "\n<|endoftext|>\n".join(texts))[1] == texts
+
+
+# --- Project Gutenberg ---
+
+HEAD = "The Project Gutenberg eBook of A Tale\n\nThis ebook is for the use of anyone\n\n"
+START = "*** START OF THE PROJECT GUTENBERG EBOOK A TALE ***\n"
+END = "*** END OF THE PROJECT GUTENBERG EBOOK A TALE ***\n"
+FOOT = "\nSection 1. General Terms of Use of Project Gutenberg works\nlicence\n"
+BOOK = "CHAPTER I\n\nIt was a dark night.\n\n  He wrote of Project Gutenberg."
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (START, END),
+        (START.replace("THE PROJECT", "THIS PROJECT"), "End of Project Gutenberg's A Tale, by Nobody\n\n" + END),
+        ("***START OF THE PROJECT GUTENBERG EBOOK, A TALE***\n", "End of the Project Gutenberg EBook of A Tale\n"),
+        ("*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*\n", "End of The Project Gutenberg Etext\n"),
+    ],
+)
+def test_the_licence_is_stripped_and_counted(start: str, end: str) -> None:
+    text = f"{HEAD}{start}\n\n{BOOK}\n\n{end}{FOOT}"
+    kept, removed = strip_gutenberg(text)
+    assert kept == BOOK
+    assert removed == len(text.encode()) - len(BOOK.encode())
+
+
+def test_several_books_in_one_file_are_all_kept() -> None:
+    other = "CHAPTER I\n\nAnother one."
+    text = f"{HEAD}{START}{BOOK}\n{END}{FOOT}{HEAD}{START}{other}\n{END}{FOOT}"
+    assert strip_gutenberg(text)[0] == f"{BOOK}\n\n{other}"
+
+
+@given(st.text(alphabet="*ab \nEND OF"))
+def test_text_without_the_licence_stays_as_it_is(text: str) -> None:
+    assert strip_gutenberg(text) == (text, 0)
+
+
+def test_the_licence_is_stripped_from_files_piece_by_piece(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "\n".join(f"Line {i} of the tale." for i in range(500))
+    text = f"{HEAD}{START}\n{long}\n\n{END}{FOOT * 100}"
+    monkeypatch.setattr(reading, "PIECE", 1000)
+    found = list(pieces(put("a.txt", text)))
+    kept = "".join(piece.text for piece in found)
+    assert kept.strip() == long
+    assert sum(piece.stripped for piece in found) == len(text) - len(kept)
+    assert [piece.first for piece in found].count(True) == 1 and found[0].first
+
+
+def test_each_document_of_a_file_may_have_its_licence(put: Put) -> None:
+    book = f"{HEAD}{START}{BOOK}\n{END}{FOOT}"
+    assert list(documents(put("a.txt", f"{book}\n<|endoftext|>\n{book}\n<|endoftext|>\nplain"))) == [
+        BOOK,
+        BOOK,
+        "plain",
+    ]

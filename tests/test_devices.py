@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import pytest
+import torch
+
+from nanochat import devices
+from nanochat.config import UserError
+from nanochat.devices import matmul_dtype, pick_device
+
+
+@pytest.fixture(autouse=True)
+def fresh_answers():
+    """What is found out once a process is found out anew in each test."""
+    caches = (devices._matmul_dtype, devices.matrix_rate)
+    for cached in caches:
+        cached.cache_clear()
+    yield
+    for cached in caches:
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_prefers_a_gpu(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device("auto").type == expected
+
+
+def test_a_device_can_be_named():
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "", "meta", "cpu:x", "CPU", None])
+def test_a_device_this_machine_cannot_compute_on_is_refused_in_one_line(name):
+    with pytest.raises(UserError, match="cannot be used here; try device 'auto' or 'cpu'") as error:
+        pick_device(name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("tiles", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cpu_multiplies_bfloat16_only_where_it_has_the_instructions(monkeypatch, tiles, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+    assert matmul_dtype(torch.device("cpu")) == dtype
+
+
+@pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_gpu_multiplies_bfloat16_only_if_it_can(monkeypatch, supported, dtype):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert matmul_dtype(torch.device("cuda:1")) == dtype
+
+
+def test_apples_gpu_computes_in_float32():
+    assert matmul_dtype(torch.device("mps")) == torch.float32
+
+
+def test_the_matrix_rate_counts_two_operations_for_each_of_n_cubed(monkeypatch):
+    asked = []
+    monkeypatch.setattr(devices, "_seconds", lambda device, dtype, size: asked.append(size) or 0.5)
+    assert devices.matrix_rate("cpu") == 2 * asked[0] ** 3 / 0.5
+    devices.matrix_rate("cpu")
+    assert len(asked) == 1  # measured once
+    devices.matrix_rate("cpu", torch.bfloat16)
+    assert len(asked) == 2
+
+
+def test_the_stopwatch_measures_something():
+    assert 0 < devices._seconds(torch.device("cpu"), torch.float32, 32, rounds=2) < 60
+
+
+def test_memory_of_this_process_is_plausible_and_no_gpu_counts_none():
+    rss, gpu = devices.memory_mb(torch.device("cpu"))
+    assert 20 < rss < 100_000
+    assert gpu == 0
+
+
+def test_waiting_for_a_cpu_is_nothing():
+    devices.synchronize(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("taken", [1, 0])
+def test_glibc_is_asked_to_keep_large_blocks(monkeypatch, taken):
+    asked = {}
+
+    class Library:
+        def mallopt(self, number, value):
+            asked[number] = value
+            return taken
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library())
+    assert devices.keep_large_blocks() is bool(taken)
+    assert asked[-4] == 0  # M_MMAP_MAX in malloc.h
+
+
+@pytest.mark.parametrize("failure", [OSError("no such library"), AttributeError("mallopt")])
+def test_another_c_library_is_left_as_it_is(monkeypatch, failure):
+    def missing(name):
+        raise failure
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert devices.keep_large_blocks() is False
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_other_systems_are_not_asked(monkeypatch, system):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(ctypes, "CDLL", None)
+    assert devices.keep_large_blocks() is False

@@ -1,0 +1,298 @@
+"""The set-up files agree with each other, and the package keeps its promises about imports."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
+ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+CONDA_SPECS = [spec for spec in ENVIRONMENT["dependencies"] if isinstance(spec, str)]
+PYPI_NAME = {"pytorch-cpu": "torch", "matplotlib-base": "matplotlib"}
+
+# Imports point to the same level or to an earlier one.
+LEVELS = (
+    ("config", "paths", "devices"),
+    ("tokenizer", "model", "loss", "optim"),
+    ("conversation", "packing", "qa", "almanac", "corpora", "dataset"),
+    ("checkpoint", "trainer", "generate", "evaluate", "feedback", "preference", "stages"),
+    ("progress", "chat", "plots", "exercises"),
+    ("widgets", "course"),
+    ("cli",),
+    ("__main__",),
+)
+
+
+def requirements(lines: list[str]) -> dict[str, SpecifierSet]:
+    parsed = [Requirement(line) for line in lines]
+    return {canonicalize_name(requirement.name): requirement.specifier for requirement in parsed}
+
+
+RUNTIME = requirements(PROJECT["dependencies"])
+EXTRAS = {name: requirements(lines) for name, lines in PROJECT["optional-dependencies"].items()}
+PINS = [
+    Requirement(line)
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if line and not line.startswith("#")
+]
+
+
+# --- constraints.txt, environment.yml and pyproject.toml
+
+
+def test_each_constraint_is_one_exact_public_version() -> None:
+    """One ==, no wildcard, no local part such as +cpu, no address."""
+    assert all(pin.url is None and not pin.extras for pin in PINS)
+    assert [str(pin) for pin in PINS if not re.fullmatch(r"==[0-9][0-9a-z.]*", str(pin.specifier))] == []
+
+
+@pytest.mark.parametrize("system", ["linux", "darwin", "win32"])
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13", "3.14"])
+def test_every_requirement_has_one_constraint_that_satisfies_it(python: str, system: str) -> None:
+    here = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": system}
+    here["os_name"] = "nt" if system == "win32" else "posix"
+    environment = {**default_environment(), **here}
+    active = [pin for pin in PINS if pin.marker is None or pin.marker.evaluate(environment)]
+    versions = {pin.name: str(pin.specifier).removeprefix("==") for pin in active}
+    assert len(versions) == len(active), "two constraints for one package"
+    for name, specifier in [*RUNTIME.items(), *(item for extra in EXTRAS.values() for item in extra.items())]:
+        assert name in versions, f"{name} has no constraint"
+        assert versions[name] in specifier
+
+
+def test_conda_environment_is_conda_forge_only_and_installs_this_project() -> None:
+    assert ENVIRONMENT["channels"] == ["conda-forge", "nodefaults"]
+    assert [entry for entry in ENVIRONMENT["dependencies"] if not isinstance(entry, str)] == [
+        {"pip": ["-e ."]}
+    ]
+
+
+def test_conda_environment_asks_for_the_same_versions_as_pyproject() -> None:
+    conda = {}
+    for spec in CONDA_SPECS:
+        name, _, version = spec.partition(" ")
+        conda[PYPI_NAME.get(name, name)] = SpecifierSet(version)
+    assert conda.pop("pip") == SpecifierSet()
+    assert conda.pop("python") == SpecifierSet(PROJECT["requires-python"])
+    assert {name: conda.get(name) for name in RUNTIME} == RUNTIME
+    tools = {name: version for name, version in conda.items() if name not in RUNTIME}
+    assert tools == {name: EXTRAS["dev"].get(name) for name in tools}
+    assert {"pytest", "nbval", "hypothesis"} <= tools.keys()
+
+
+@pytest.mark.parametrize("spec", CONDA_SPECS)
+def test_conda_can_read_each_spec(spec: str) -> None:
+    rattler = pytest.importorskip("rattler", reason="py-rattler is not installed")
+    match = rattler.MatchSpec(spec, strict=True)
+    assert match.name.normalized == spec.split()[0]
+    assert str(match.version or "") == spec.partition(" ")[2]
+
+
+# --- imports
+
+
+def new_modules(code: str) -> set[str]:
+    """The modules that running `code` in a fresh interpreter adds."""
+    script = f"import sys; before = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_heavy_and_no_network() -> None:
+    loaded = new_modules("import nanochat")
+    assert "nanochat" in loaded
+    heavy = {"torch", "numpy", "tiktoken", "tokenizers", "matplotlib", "IPython"}
+    network = {"socket", "ssl", "http.client", "urllib.request", "urllib3", "requests", "pooch"}
+    assert not loaded & (heavy | network)
+
+
+def test_data_modules_do_not_load_torch() -> None:
+    loaded = new_modules("from nanochat import almanac, corpora, feedback, qa, tokenizer")
+    assert "nanochat.corpora" in loaded
+    assert "torch" not in loaded
+
+
+def imported(path: Path) -> set[str]:
+    """The modules and names directly under `nanochat` that a file imports, inside functions too."""
+    found = set()
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) - node.level + 1]] if node.level else []
+            base += (node.module or "").split(".") if node.module else []
+            names = [[*base, alias.name] for alias in node.names]
+        else:
+            continue
+        found |= {name[1] for name in names if name[0] == "nanochat" and len(name) > 1}
+    return found
+
+
+def graph() -> dict[str, set[str]]:
+    """Each module (or folder) directly under nanochat/, and those of the others that it imports."""
+    files = {path: path.relative_to(ROOT / "nanochat").parts[0] for path in (ROOT / "nanochat").rglob("*.py")}
+    modules = {path: name.removesuffix(".py") for path, name in files.items() if name != "__init__.py"}
+    edges: dict[str, set[str]] = {module: set() for module in modules.values()}
+    for path, module in modules.items():
+        edges[module] |= (imported(path) & set(edges)) - {module}
+    return edges
+
+
+def test_imports_point_downward_in_the_levels() -> None:
+    level = {module: number for number, modules in enumerate(LEVELS) for module in modules}
+    edges = graph()
+    assert set(edges) <= set(level), "a new module: give it a place in LEVELS"
+    upward = {(module, other) for module in edges for other in edges[module] if level[other] > level[module]}
+    assert not upward
+
+
+def test_imports_have_no_cycle() -> None:
+    TopologicalSorter(graph()).prepare()  # raises CycleError, which names the cycle
+
+
+def test_the_model_does_not_know_the_tokenizer() -> None:
+    assert "tokenizer" not in imported(ROOT / "nanochat" / "model.py")
+
+
+# --- the other files
+
+
+def test_no_text_names_a_machine() -> None:
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("not a git checkout")
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, text=True, capture_output=True).stdout.split("\0")
+    # Put together from halves so that this file passes its own test.
+    folders = [
+        "/wo" + "rk",
+        "/tm" + "p/v",
+        "/ro" + "ot",
+        "/hom" + "e/[a-z]",
+        "/Use" + "rs/[A-Za-z]",
+        "/op" + "t/",
+    ]
+    machine = re.compile(r"(?<![\w.~-])(" + "|".join(folders) + r")(?![\w-])" + r"|\.\./sha" + "red")
+    hits = []
+    for path in (ROOT / name for name in names if name):
+        text = path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
+        hits += [f"{path.relative_to(ROOT)}: {match.group()}" for match in machine.finditer(text)]
+    assert not hits
+
+
+def test_installing_takes_every_data_file_of_the_package_along() -> None:
+    package = ROOT / "nanochat"
+    listed = {
+        path
+        for pattern in PYPROJECT["tool"]["setuptools"]["package-data"]["nanochat"]
+        for path in package.glob(pattern)
+    }
+    there = {path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert {path for path in there if path.suffix != ".py"} <= listed
+
+
+def test_licence_is_mit() -> None:
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert text.startswith("MIT License") and "nanochat developers" in text
+    assert PROJECT["license"] == "MIT"
+
+
+def test_continuous_integration_runs_the_test_command() -> None:
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").rstrip().splitlines()[-1] == "make test"
+
+
+# --- the Makefile, in a copy whose .venv is pretended
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    if shutil.which("make") is None:
+        pytest.skip("no make on this machine")
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+        os.utime(tmp_path / name, (1000, 1000))
+    return tmp_path
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(["make", *arguments], cwd=folder, env=outside, text=True, capture_output=True)
+
+
+def pretend_ready(folder: Path, made_in: Path) -> None:
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / ".ready").write_text(str(made_in))
+    os.utime(folder / ".venv" / ".ready", (2000, 2000))
+
+
+def test_make_alone_explains_every_target(checkout: Path) -> None:
+    explained = make(checkout).stdout
+    for target in ("course", "test", "test-fast", "lab", "notebooks", "lint", "setup"):
+        assert re.search(rf"^make {target} +\w", explained, re.MULTILINE), target
+
+
+def test_setup_does_nothing_when_it_is_done(checkout: Path) -> None:
+    pretend_ready(checkout, made_in=checkout)
+    assert "install" not in make(checkout, "-n", "setup").stdout
+
+
+@pytest.mark.parametrize("changed", ["pyproject.toml", "constraints.txt"])
+def test_setup_installs_again_when_what_it_depends_on_changed(checkout: Path, changed: str) -> None:
+    pretend_ready(checkout, made_in=checkout)
+    os.utime(checkout / changed, (3000, 3000))
+    commands = make(checkout, "-n", "setup").stdout
+    assert "install -c constraints.txt -e" in commands
+    assert "venv --clear" not in commands
+
+
+def test_setup_starts_over_in_a_checkout_that_was_moved(checkout: Path) -> None:
+    pretend_ready(checkout, made_in=checkout / "elsewhere")
+    assert "venv --clear .venv" in make(checkout, "-n", "setup").stdout
+
+
+@pytest.mark.parametrize("target", ["course", "test", "test-fast", "lab", "notebooks", "lint"])
+def test_every_target_sets_up_first(checkout: Path, target: str) -> None:
+    assert "install -c constraints.txt -e" in make(checkout, "-n", target).stdout
+
+
+def test_setup_says_which_python_is_missing(checkout: Path) -> None:
+    done = make(checkout, "setup", "PYTHON=no-such-python")
+    assert done.returncode == 2 and "no 'no-such-python' on this machine" in done.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_setup_says_which_python_is_too_old(checkout: Path) -> None:
+    old = checkout / "old-python"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.1" || exit 1\n')
+    old.chmod(0o755)
+    done = make(checkout, "setup", "PYTHON=./old-python")
+    assert done.returncode == 2 and "Python 3.8.1; 3.10 or later is needed" in done.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_torch_alone_comes_from_the_index_that_is_named(checkout: Path) -> None:
+    commands = make(checkout, "-n", "setup", "TORCH_INDEX=https://example.org/cpu").stdout.splitlines()
+    [line] = [line for line in commands if "example.org" in line]
+    assert line.endswith("--no-deps --index-url https://example.org/cpu torch")

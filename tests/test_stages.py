@@ -1,0 +1,372 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from dataclasses import replace
+
+import home
+import numpy as np
+import pytest
+import torch
+from home import SETTINGS, SHAPE
+from small import steps_of
+
+from nanochat import checkpoint, dataset, devices, paths, qa, stages
+from nanochat.config import PROFILES, UserError, profile
+from nanochat.trainer import TrainSettings
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A project folder with a corpus, questions, and a run that went through both stages; tests copy it."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_HOME", str(folder))
+        patch.setattr(devices, "matrix_rate", lambda kind, dtype: 1e9)
+        corpus = home.prepare(folder)
+        home.pretrain(corpus)
+        home.finetune(folder)
+    return folder
+
+
+@pytest.fixture
+def project(made, tmp_path, monkeypatch):
+    """A copy of `made` for this test to change."""
+    folder = tmp_path / "project"
+    shutil.copytree(made, folder)
+    monkeypatch.setenv("NANOCHAT_HOME", str(folder))
+    monkeypatch.setattr(devices, "matrix_rate", lambda kind, dtype: 1e9)
+    return folder
+
+
+def corpus_of(project):
+    return dataset.load_corpus(project / "data" / "stories")
+
+
+def content(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# --- pretraining --------------------------------------------------------------------------------------------------------
+
+
+def test_pretraining_leaves_a_model_a_state_and_metrics_where_the_design_says(project):
+    out = project / "out" / "r"
+    assert {p.name for p in out.iterdir()} == {
+        "r_base_model.pt", "base_model_last.pt", "r_fine_tuned.pt", "fine_tuned_last.pt", "metrics.jsonl"
+    }  # fmt: skip
+
+
+def test_the_model_names_what_it_was_made_from(project):
+    meta = stages.load("r", "base_model", "cpu").meta
+    corpus = corpus_of(project)
+    assert (meta["run"], meta["stage"], meta["model_name"], meta["corpus"]) == ("r", "base_model", "nano", "stories")
+    assert meta["data_fingerprint"] == corpus.meta["source_fingerprint"]
+    assert meta["tokenizer_fingerprint"] == corpus.tokenizer.fingerprint
+    assert meta["parent"] is None
+    assert meta["step"] in (0, 2, 4, 6)
+
+
+def test_nothing_is_written_until_somebody_iterates(project):
+    before = content(project)
+    stages.pretrain("new", corpus_of(project), settings=SETTINGS, device="cpu", **SHAPE)
+    stages.pretrain("r", corpus_of(project), settings=SETTINGS, device="cpu", **SHAPE)
+    stages.finetune("r", str(project / "animals.json"), settings=SETTINGS, device="cpu")
+    assert content(project) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": "../x"}, "cannot be the name of a run"),
+        ({"model": "nan"}, "did you mean 'nano'"),
+        ({"device": "cuda:99"}, "cannot be used here"),
+        ({"n_head": 3}, "multiple of n_head"),
+        ({"block_size": 100_000}, "too short for windows"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(project, changes, message):
+    before = content(project)
+    options = {"run": "new", "device": "cpu", **SHAPE, **changes}
+    with pytest.raises(UserError, match=message):
+        stages.pretrain(options.pop("run"), corpus_of(project), settings=SETTINGS, **options)
+    assert content(project) == before
+
+
+def test_the_first_validation_knows_nothing_bits_per_byte_and_nats_agree(project):
+    corpus = corpus_of(project)
+    first = home.pretrain(corpus, "new", replace(SETTINGS, steps=1))[0]
+    assert first.val_loss == pytest.approx(math.log(corpus.tokenizer.vocab_size), abs=1e-3)
+    _, y = dataset.val_windows(corpus.val, 32, 2)
+    n_bytes = corpus.tokenizer.byte_lengths()[y].sum()
+    assert first.val_bpb == pytest.approx(first.val_loss * y.size / math.log(2) / n_bytes)
+
+
+def test_training_lowers_the_loss_and_keeps_a_readable_sample(project):
+    reports = home.pretrain(corpus_of(project), "new", TrainSettings(steps=40, batch_size=4, eval_every=20))
+    assert reports[-1].val_loss < 0.8 * reports[0].val_loss
+    assert reports[-1].val_bpb < 0.8 * reports[0].val_bpb
+    assert isinstance(reports[-1].sample, str)
+
+
+def test_the_same_seed_trains_the_same_model_and_another_does_not(project):
+    marks = {}
+    for run, seed in (("a", 5), ("b", 5), ("c", 6)):
+        reports = home.pretrain(corpus_of(project), run, replace(SETTINGS, seed=seed))
+        marks[run] = (steps_of(reports), checkpoint.read_meta(paths.checkpoint_path(run, "base_model"))["fingerprint"])
+    assert marks["a"] == marks["b"]
+    assert marks["a"][0] != marks["c"][0]
+    assert marks["a"][1] != marks["c"][1]
+
+
+def test_validation_takes_the_same_windows_each_time_evenly_from_all(project, monkeypatch):
+    seen = []
+    monkeypatch.setattr(stages, "mean_loss", lambda m, batches, tok: seen.append(list(batches)) or {"val_loss": 1.0})
+    home.pretrain(corpus_of(project), "new")
+    assert len(seen) == 4
+    for again in seen[1:]:
+        for one, other in zip(seen[0], again, strict=True):
+            assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("model", ["nano", "very_small_for_test"])
+def test_both_architectures_go_through_both_stages(project, model):
+    shape = {"model": model, "block_size": 32}
+    reports = home.pretrain(corpus_of(project), "new", replace(SETTINGS, steps=2), **shape)
+    assert stages.load("new", "base_model", "cpu").model.config.arch == ("modern" if model == "nano" else "gpt2")
+    assert home.finetune(project, "new", replace(SETTINGS, steps=2))[-1].val_loss > 0
+    assert reports[-1].step == 2
+
+
+# --- the loss that validation measures ----------------------------------------------------------------------------------
+
+
+def test_mean_loss_weighs_every_target_the_same_however_batches_are_cut(project):
+    loaded = stages.load("r", "base_model", "cpu")
+    data = qa.load_qa(project / "data" / "animals_qa")
+    with torch.inference_mode():
+        results = [
+            stages.mean_loss(loaded.model, qa.qa_val_batches(data, size, 32), loaded.tokenizer) for size in (1, 3, 50)
+        ]
+    for result in results[1:]:
+        assert result == pytest.approx(results[0], rel=1e-5)
+
+
+def test_mean_loss_counts_answers_only(project):
+    loaded = stages.load("r", "base_model", "cpu")
+    data = qa.load_qa(project / "data" / "animals_qa")
+    x, y, docs = next(qa.qa_val_batches(data, 2, 32))
+    with torch.inference_mode():
+        nats = torch.log_softmax(loaded.model(*map(torch.from_numpy, (x,)), docs=torch.from_numpy(docs)), dim=-1)
+        by_hand = [-nats[r, t, y[r, t]].item() for r, t in zip(*np.nonzero(y >= 0), strict=True)]
+        found = stages.mean_loss(loaded.model, iter([(x, y, docs)]), loaded.tokenizer)
+    assert found["val_loss"] == pytest.approx(np.mean(by_hand), rel=1e-4)
+    lengths = loaded.tokenizer.byte_lengths()[y[y >= 0]]
+    assert found["val_bpb"] == pytest.approx(np.sum(by_hand) / math.log(2) / lengths.sum(), rel=1e-4)
+
+
+def test_mean_loss_of_nothing_is_zero(project):
+    loaded = stages.load("r", "base_model", "cpu")
+    assert stages.mean_loss(loaded.model, iter([]), loaded.tokenizer) == {"val_loss": 0.0, "val_bpb": 0.0}
+
+
+# --- finetuning ---------------------------------------------------------------------------------------------------------
+
+
+def test_finetuning_begins_with_the_base_model_not_with_random_weights(project, monkeypatch):
+    monkeypatch.setattr(devices, "matmul_dtype", lambda device: torch.float32)
+    base = stages.load("r", "base_model", "cpu")
+    first = home.finetune(project, settings=replace(SETTINGS, steps=1))[0]
+    data = qa.load_qa(project / "data" / "animals_qa")
+    with torch.inference_mode():
+        expected = stages.mean_loss(base.model, qa.qa_val_batches(data, 2, 32, 1), base.tokenizer)
+    assert first.val_loss == expected["val_loss"]
+    assert first.val_loss < 0.98 * math.log(base.tokenizer.vocab_size)
+
+
+def test_a_finetuned_model_names_its_base_model(project):
+    base, tuned = (stages.load("r", stage, "cpu").meta for stage in ("base_model", "fine_tuned"))
+    assert tuned["parent"] == base["fingerprint"]
+    assert tuned["stage"] == "fine_tuned"
+    assert tuned["tokenizer_fingerprint"] == base["tokenizer_fingerprint"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_without_a_base_model_finetuning_refuses_and_says_what_makes_one(project, broken):
+    paths.run_dir("empty").mkdir(parents=True)
+    if broken:
+        paths.checkpoint_path("empty", "base_model").write_bytes(b"no model")
+    before = content(project)
+    message = "damaged" if broken else r"run 'empty' has no base model .*`nanochat pretrain --run empty` makes one"
+    with pytest.raises(UserError, match=message):
+        home.finetune(project, "empty")
+    assert content(project) == before
+
+
+def test_answers_learn_and_are_given_in_one_batch(project):
+    home.finetune(project, settings=TrainSettings(steps=150, batch_size=8, eval_every=75))
+    loaded = stages.load("r", "fine_tuned", "cpu")
+    asked = [qa.ask("Who met the cat and the dog?"), qa.ask("Who met the fox and the owl?")]
+    answers = stages.answer(loaded, asked, max_new_tokens=12)
+    assert answers == [stages.answer(loaded, [question], max_new_tokens=12)[0] for question in asked]
+    assert all(answer.startswith("The ") and answer.endswith(".") for answer in answers)
+    assert "<|" not in "".join(answers)
+
+
+# --- metrics ------------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_have_one_strict_json_line_for_each_step_of_each_stage(project):
+    lines = paths.metrics_path("r").read_text().splitlines()
+    for line in lines:
+        json.loads(line, parse_constant=pytest.fail)
+    records = stages.read_metrics("r")
+    assert [(r["stage"], r["step"]) for r in records] == [
+        (stage, step) for stage in ("base_model", "fine_tuned") for step in range(7)
+    ]
+    assert {"loss", "lr", "tokens", "tokens_per_s", "elapsed_s", "eta_s", "rss_mb", "gpu_mb", "mfu"} <= records[1].keys()
+    assert [r["step"] for r in records[:7] if "val_bpb" in r] == [0, 2, 4, 6]
+
+
+def test_a_torn_last_line_is_left_out_and_mended_by_going_on(project):
+    path = paths.metrics_path("r")
+    whole = stages.read_metrics("r")
+    with path.open("a") as file:
+        file.write('{"stage": "base_model", "sample": "an odd }')
+    assert stages.read_metrics("r") == whole
+    home.finetune(project, settings=replace(SETTINGS, steps=7), resume=True)
+    assert [r["step"] for r in stages.read_metrics("r")] == [*range(7), *range(8)]
+    assert path.read_text().endswith("}\n")
+
+
+def test_a_run_without_metrics_has_none(nanochat_home):
+    assert stages.read_metrics("r") == []
+
+
+# --- starting over and going on -----------------------------------------------------------------------------------------
+
+
+def test_starting_over_keeps_every_trained_model_and_says_where(project):
+    path = paths.checkpoint_path("r", "fine_tuned")
+    first = path.read_bytes()
+    said: list[str] = []
+    home.finetune(project, settings=replace(SETTINGS, seed=1), say=said.append)
+    second = path.read_bytes()
+    home.finetune(project, settings=replace(SETTINGS, seed=2), say=said.append)
+    assert said == [
+        "An earlier r_fine_tuned.pt is kept as r_fine_tuned.previous.pt.",
+        "An earlier r_fine_tuned.pt is kept as r_fine_tuned.previous2.pt.",
+    ]
+    assert path.with_name("r_fine_tuned.previous.pt").read_bytes() == first
+    assert path.with_name("r_fine_tuned.previous2.pt").read_bytes() == second
+    assert [r["step"] for r in stages.read_metrics("r")] == [*range(7), *range(7)]
+    assert {(run, stage) for run, stage, _ in checkpoint.available()} == {("r", "base_model"), ("r", "fine_tuned")}
+
+
+def test_a_model_that_was_never_trained_is_not_kept(project):
+    said: list[str] = []
+    reports = stages.pretrain("new", corpus_of(project), settings=SETTINGS, device="cpu", say=said.append, **SHAPE)
+    next(reports)
+    reports.close()
+    assert checkpoint.read_meta(paths.checkpoint_path("new", "base_model"))["step"] == 0
+    home.pretrain(corpus_of(project), "new", say=said.append)
+    assert said == []
+    assert not list(paths.run_dir("new").glob("*previous*"))
+
+
+def test_starting_over_leaves_the_other_stages_alone(project):
+    tuned = paths.checkpoint_path("r", "fine_tuned").read_bytes()
+    home.pretrain(corpus_of(project), settings=replace(SETTINGS, seed=1))
+    assert paths.checkpoint_path("r", "fine_tuned").read_bytes() == tuned
+    assert [r["stage"] for r in stages.read_metrics("r")] == ["fine_tuned"] * 7 + ["base_model"] * 7
+
+
+def test_going_on_with_a_run_that_is_done_says_so_and_changes_nothing(project):
+    before = content(project)
+    said: list[str] = []
+    assert home.finetune(project, resume=True, say=said.append) == []
+    assert said == ["fine_tuned of 'r' is already trained for 6 steps; ask for more steps to go on."]
+    assert content(project) == before
+
+
+def test_a_finished_run_can_be_made_longer(project):
+    reports = home.pretrain(corpus_of(project), settings=replace(SETTINGS, steps=9), resume=True)
+    assert [r.step for r in reports] == [7, 8, 9]
+    assert not list(paths.run_dir("r").glob("*previous*"))
+
+
+def test_going_on_without_a_state_is_refused_and_nothing_is_written(project):
+    before = content(project)
+    with pytest.raises(UserError, match="there is no checkpoint base_model_last.pt"):
+        home.pretrain(corpus_of(project), "new", resume=True)
+    assert content(project) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_layer": 1}, r"made with model .*n_layer=2.*, now it is .*n_layer=1"),
+        ({"settings": replace(SETTINGS, seed=9, steps=20)}, "made with seed 5, now it is 9"),
+    ],
+)
+def test_going_on_with_other_settings_is_refused_and_nothing_is_written(project, changes, message):
+    before = content(project)
+    with pytest.raises(UserError, match=message):
+        home.pretrain(corpus_of(project), resume=True, **changes)
+    assert content(project) == before
+
+
+def test_going_on_with_other_text_is_refused_naming_both_fingerprints(project):
+    old = corpus_of(project).meta["fingerprint"]
+    (project / "stories.txt").write_text("Once there was a goat.\n" * 300, encoding="utf-8")
+    corpus = dataset.prepare_corpus(str(project / "stories.txt"), "bpe:300")
+    with pytest.raises(UserError, match=f"data '{old}', now it is '{corpus.meta['fingerprint']}'"):
+        home.pretrain(corpus, settings=replace(SETTINGS, steps=20), resume=True)
+
+
+def test_going_on_finetuning_after_the_base_model_changed_is_refused(project):
+    old = checkpoint.read_meta(paths.checkpoint_path("r", "base_model"))["fingerprint"]
+    home.pretrain(corpus_of(project), settings=replace(SETTINGS, seed=1))
+    with pytest.raises(UserError, match=f"base model '{old}', now it is"):
+        home.finetune(project, settings=replace(SETTINGS, steps=20), resume=True)
+
+
+def test_what_a_killed_process_half_wrote_is_swept_away(project):
+    out = paths.run_dir("r")
+    torn = [out / ".r_fine_tuned.pt.abc.tmp", out / ".fine_tuned_last.pt.x1_.tmp"]
+    others = [out / ".r_base_model.pt.abc.tmp", out / ".report.md.abc.tmp"]
+    for path in (*torn, *others):
+        path.write_bytes(b"half")
+    home.finetune(project)
+    assert [path.exists() for path in (*torn, *others)] == [False, False, True, True]
+
+
+# --- small things -------------------------------------------------------------------------------------------------------
+
+
+def test_loading_takes_the_latest_stage_of_the_newest_run(project):
+    assert stages.load(device="cpu").meta["stage"] == "fine_tuned"
+    assert stages.load("r", "base_model", "cpu").meta["stage"] == "base_model"
+    os.utime(paths.checkpoint_path("r", "fine_tuned"), (1, 1))
+    assert stages.load("r", device="cpu").meta["stage"] == "fine_tuned"
+
+
+def test_a_run_exists_once_something_was_trained(project):
+    assert stages.run_exists("r")
+    paths.run_dir("empty").mkdir()
+    assert not stages.run_exists("empty")
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_profiles_say_how_to_train_and_what_is_given_wins(name):
+    chosen = profile(name)
+    assert stages.pretrain_settings(chosen).steps == chosen.pretrain_steps
+    assert stages.finetune_settings(chosen).steps == chosen.finetune_steps
+    for settings in (stages.pretrain_settings, stages.finetune_settings):
+        assert settings(chosen).batch_size == chosen.batch_size
+        given = settings(chosen, steps=3, batch_size=2, seed=0)
+        assert (given.steps, given.batch_size, given.seed) == (3, 2, 0)
+    with pytest.raises(UserError, match="steps"):
+        stages.pretrain_settings(chosen, steps=0)
