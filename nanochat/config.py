@@ -49,8 +49,8 @@ def safe_name(name: str, kind: str = "run") -> str:
 class ModelConfig:
     """The shape of a GPT. Raises UserError for values that cannot work.
 
-    `arch="gpt2"` is GPT-2 exactly (learned positions, LayerNorm, GELU, biases, tied head); `arch="modern"` has rotary
-    positions, RMSNorm, QK-norm, squared ReLU, no biases and an untied head.
+    `arch="gpt2"` is GPT-2 exactly (learned positions, LayerNorm, GELU, biases); `arch="modern"` has rotary positions,
+    RMSNorm, QK-norm, squared ReLU and no biases. The head is the embedding table in both.
     """
 
     vocab_size: int
@@ -118,8 +118,7 @@ class Profile:
     finetune_steps: int
     batch_size: int  # rows of block_size tokens in one step
     eval_questions: int  # at most so many held-out questions of each kind are asked for the report card
-    finetune_lr_scale: float = 0.5
-    compile: bool = False
+    finetune_lr_scale: float = 0.6
     device: str = "auto"
 
 
@@ -131,8 +130,8 @@ _DEFAULT = Profile(
     size="default",
     tokenizer="bpe:1024",
     model="nano",
-    pretrain_steps=800,
-    finetune_steps=300,
+    pretrain_steps=700,
+    finetune_steps=1200,
     batch_size=16,
     eval_questions=100,
 )
@@ -143,7 +142,10 @@ PROFILES: dict[str, Profile] = {
         batch_size=4, eval_questions=8,
     ),
     "default": _DEFAULT,
-    "long": replace(_DEFAULT, name="long", run="nano-long", size="full", pretrain_steps=6000, finetune_steps=1500, eval_questions=400),
+    "long": replace(
+        _DEFAULT, name="long", run="nano-long", size="full", pretrain_steps=6000, finetune_steps=6000,
+        eval_questions=400,
+    ),
     "gpu": replace(
         _DEFAULT, name="gpu", run="GPT2-Small", corpus="TinyStories", qa="squad_v2", tokenizer="gpt2", model="GPT2-Small",
         pretrain_steps=20000, finetune_steps=3000, batch_size=32, eval_questions=400, device="cuda",

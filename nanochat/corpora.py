@@ -208,6 +208,7 @@ def _receive(url: str, part: Path) -> None:
                 bar.update(file.write(block))
             file.flush()
             os.fsync(file.fileno())
+    # urllib3 says so itself since version 2
     if total not in (None, part.stat().st_size) and "Content-Encoding" not in response.headers:
         raise requests.ConnectionError(f"broke off after {part.stat().st_size} of {total} bytes")
 

@@ -7,20 +7,23 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import papermill
 import psutil
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from . import config, paths, report
+from . import config, corpora, devices, paths, report, stages
 from .config import UserError, unknown
 from .progress import duration
 from .reference import commit
+from .tokenizer import parse_spec
 
 CELL_TIMEOUT_S = 4 * 3600  # an unexplained hang must end some time; the longest cell of the long profile takes an hour
 
@@ -36,6 +39,9 @@ class Executed:
     notebook: str
     seconds: float
     peak_mb: float
+
+
+# --- what to run --------------------------------------------------------------------------------------------------------
 
 
 def notebooks(only: str | None = None) -> list[Path]:
@@ -76,11 +82,12 @@ def plan(chosen: list[Path], parameters: Mapping[str, str]) -> list[tuple[Path, 
     """Each notebook with those of the parameters that it declares, as its types.
 
     Raises UserError for a parameter that none of them has (papermill alone would only warn) or a value of a wrong type.
+    `profile` and `run` say where the report goes as well, so they need not be declared.
     """
     declared = {path: _declared(path) for path in chosen}
     known = sorted({name for names in declared.values() for name in names})
     for name in parameters:
-        if name not in known:
+        if name not in (*known, "profile", "run"):
             raise unknown("parameter", name, known)
     return [
         (path, {name: _typed(name, parameters[name], kind) for name, kind in names.items() if name in parameters})
@@ -88,21 +95,47 @@ def plan(chosen: list[Path], parameters: Mapping[str, str]) -> list[tuple[Path, 
     ]
 
 
+def _check(given: Mapping[str, str]) -> dict[str, str]:
+    """The parameters, with files as absolute paths since notebooks run in their own folder.
+
+    Raises UserError for what a notebook would refuse, before any of them has run for minutes.
+    """
+    checks: dict[str, Callable[[str], Any]] = {
+        "corpus": corpora.corpus_name,
+        "qa": lambda spec: corpora.corpus_name(spec, corpora.QA_SETS),
+        "tokenizer": parse_spec,
+        "device": devices.pick_device,
+    }
+    for name in checks.keys() & {name for name, value in given.items() if value}:
+        checks[name](given[name])
+    for name in ("steps", "seed"):
+        if given.get(name, "").strip().startswith("-"):
+            raise UserError(f"parameter {name} must be at least 0, not {given[name]!r}")
+    files = {name: given[name] for name in ("corpus", "qa") if Path(given.get(name, "")).expanduser().is_file()}
+    return {**given, **{name: str(Path(file).expanduser().resolve()) for name, file in files.items()}}
+
+
+# --- running it ---------------------------------------------------------------------------------------------------------
+
+
 @contextmanager
-def _peak_memory() -> Iterator[list[float]]:
-    """Watch the processes started by this one; the list's only entry is their largest sum so far, in MB."""
-    peak, done = [0.0], threading.Event()
+def _watched(show: Callable[[float, float], None]) -> Iterator[list[float]]:
+    """Watch the processes started by this one; the list's only entry is the largest sum of their memory so far, in MB.
+
+    `show(seconds, megabytes)` is called about twice a second.
+    """
+    peak, done, started = [0.0], threading.Event(), time.perf_counter()
 
     def watch() -> None:
         me = psutil.Process()
         while not done.wait(0.5):
-            total = 0
-            for child in me.children(recursive=True):
-                try:
-                    total += child.memory_info().rss
-                except psutil.Error:  # it ended while we looked
-                    continue
-            peak[0] = max(peak[0], total / 1e6)
+            total = 0.0
+            with suppress(psutil.Error):
+                for child in me.children(recursive=True):
+                    with suppress(psutil.Error):  # it ended while we looked
+                        total += child.memory_info().rss / 1e6
+            peak[0] = max(peak[0], total)
+            show(time.perf_counter() - started, total)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -113,24 +146,65 @@ def _peak_memory() -> Iterator[list[float]]:
         thread.join()
 
 
-def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> Executed:
+def _failed_cell(output: Path) -> str:
+    """Number and first line of the code cell that was begun last; cells that never ran have no start."""
+    began, number = "", 0
+    for cell in nbformat.read(output, as_version=4).cells:
+        number += cell.cell_type == "code"
+        if cell.cell_type == "code" and cell.metadata.get("papermill", {}).get("start_time"):
+            began = f"cell [{number}] ({cell.source.strip().splitlines()[0] if cell.source.strip() else ''})"
+    return began or "before the first cell"
+
+
+def execute(
+    notebook: Path,
+    output: Path,
+    parameters: dict[str, Any],
+    show: Callable[[float, float], None] = lambda seconds, mb: None,
+) -> Executed:
     """Run one notebook into `output`, which is written cell by cell. Raises CourseError where a cell fails."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
     started = time.perf_counter()
-    with _peak_memory() as peak, warnings.catch_warnings():
+    with _watched(show) as peak, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             papermill.execute_notebook(
                 str(notebook), str(output), parameters=parameters, kernel_name="python3", progress_bar=False,
                 cwd=str(notebook.parent), execution_timeout=CELL_TIMEOUT_S,
+                extra_arguments=["--log-level=50"],  # newer kernels tell at each start that TCP is not encrypted
             )  # fmt: skip
         except PapermillExecutionError as error:
-            raise CourseError(
-                f"{notebook.name}, cell {error.cell_index}: {error.ename}: {error.evalue}; "
-                f"everything up to there is in {output}"
-            ) from None
-    return Executed(notebook.stem, time.perf_counter() - started, peak[0])
+            reason = f"{error.ename}: {error.evalue}"
+        except DeadKernelError:
+            reason = "its process died; perhaps the memory did not suffice (take a smaller model or batch)"
+        except CellTimeoutError:
+            reason = f"it took longer than {duration(CELL_TIMEOUT_S)}"
+        else:
+            return Executed(notebook.stem, time.perf_counter() - started, peak[0])
+    raise CourseError(f"{notebook.name}, {_failed_cell(output)}: {reason}; everything up to there is in {output}")
+
+
+class _Ticker:
+    """The line on stderr that says which notebook runs, for how long, and how far its training is."""
+
+    def __init__(self, text: str, run: str) -> None:
+        self.text, self.run = text, run
+        print(f"{text} …", end="", file=sys.stderr, flush=True)
+
+    def __call__(self, seconds: float, mb: float) -> None:
+        if not sys.stderr.isatty() or int(2 * seconds) % 4:  # every other second, where somebody watches
+            return
+        path = paths.metrics_path(self.run)
+        training = path.is_file() and time.time() - path.stat().st_mtime < 5
+        step = "".join(
+            f", {r['stage']} {r['step']}/{r['total']}" for r in stages.read_metrics(self.run)[-1:] if training
+        )
+        print(f"\r\x1b[2K{self.text} … {duration(seconds)}, {mb:,.0f} MB{step}", end="", file=sys.stderr, flush=True)
+
+    def done(self, text: str) -> None:
+        start = f"\r\x1b[2K{self.text} …" if sys.stderr.isatty() else ""
+        print(f"{start} {text}", file=sys.stderr, flush=True)
 
 
 def run(
@@ -145,26 +219,30 @@ def run(
 
     Raises UserError for wrong parameters before anything runs, CourseError when a notebook fails (the notebooks after it
     are not run; the report of what did run is written all the same). With `reference` the executed notebooks, normalised,
-    replace those in notebooks/.
+    replace those in notebooks/; they must then have been run as they are.
     """
-    given = {"profile": profile, **({"run": run} if run else {}), **(parameters or {})}
+    given = _check({"profile": profile, **({"run": run} if run else {}), **(parameters or {})})
+    if reference and given != {"profile": "default"}:
+        raise UserError("a reference run takes the notebooks as they are; leave --profile, --run and -p out")
     chosen = config.choose(given["profile"], run=given.get("run", ""), model=given.get("model", ""))
     steps = plan(notebooks(only), given)
     folder = paths.run_dir(chosen.run)
     done: list[Executed] = []
+    failure = None
     try:
         for number, (notebook, values) in enumerate(steps, 1):
-            print(f"[{number}/{len(steps)}] {notebook.stem} …", end="", file=sys.stderr, flush=True)
-            done.append(execute(notebook, folder / "notebooks" / notebook.name, values))
-            print(f" {duration(done[-1].seconds)}, {done[-1].peak_mb:,.0f} MB", file=sys.stderr)
-        if reference:
-            for notebook, _ in steps:
-                commit(folder / "notebooks" / notebook.name, notebook)
-    except BaseException:
-        print(file=sys.stderr)
-        raise
+            line = _Ticker(f"[{number}/{len(steps)}] {notebook.stem}", chosen.run)
+            try:
+                done.append(execute(notebook, folder / "notebooks" / notebook.name, values, line))
+            except (CourseError, KeyboardInterrupt) as error:
+                failure = str(error) or f"{notebook.name} was interrupted"
+                line.done("failed" if str(error) else "interrupted")
+                raise
+            line.done(f"{duration(done[-1].seconds)}, {done[-1].peak_mb:,.0f} MB")
     finally:
-        if done:
-            path = report.write(chosen, [asdict(entry) for entry in done])
-            print(f"report: {path}", file=sys.stderr)
+        path = report.write(chosen, [asdict(entry) for entry in done], failure)
+        print(f"report: {path}", file=sys.stderr)
+    if reference:
+        for notebook, _ in steps:
+            commit(folder / "notebooks" / notebook.name, notebook)
     return path

@@ -69,7 +69,9 @@ def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 
 @torch.inference_mode()
-def _steps(model: GPT, prompts: list[list[int]], max_new_tokens: int, sampling: dict, penalty: float, seed: int) -> Iterator[Tensor]:
+def _steps(
+    model: GPT, prompts: list[list[int]], max_new_tokens: int, sampling: dict, penalty: float, seed: int
+) -> Iterator[Tensor]:
     """Yield the next token ids (B,), max_new_tokens times. Whoever reads decides when to stop."""
     check_sampling(**sampling, penalty=penalty)
     if not prompts or not all(prompts):
@@ -125,7 +127,8 @@ def generate(
     """Continue each prompt (lists of token ids, of any lengths) by up to max_new_tokens tokens, all rows in one batch.
 
     Returns the new tokens only, each row up to its first stop token (which is left out). Prompts longer than the context
-    are cropped from the left: their newest block_size tokens are read. Raises UserError for empty prompts or senseless sampling settings.
+    are cropped from the left: their newest block_size tokens are read. Raises UserError for empty prompts or senseless
+    sampling settings.
     """
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     answers: list[list[int]] = [[] for _ in prompts]

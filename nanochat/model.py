@@ -2,8 +2,8 @@
 
 `arch="gpt2"` is GPT-2 (Radford et al. 2019) to the letter, so that its published weights fit. `arch="modern"` keeps the
 skeleton and changes what has measured better since: rotary positions (Su et al. 2021), RMSNorm without weights (Zhang and
-Sennrich 2019), normalised queries and keys (Henry et al. 2020), squared ReLU (So et al. 2021), no biases, an untied head,
-logits capped by a tanh (Gemma 2, 2024) and output projections that start at zero, so that each block starts as identity.
+Sennrich 2019), normalised queries and keys (Henry et al. 2020), squared ReLU (So et al. 2021), no biases, logits capped by
+a tanh (Gemma 2, 2024) and output projections that start at zero, so that each block starts as identity.
 
 Shapes: B rows, T positions, C = n_embd, H heads of D = C / H, V = vocab_size.
 """
@@ -27,7 +27,9 @@ class Cache:
     `start` (B,) counts the padding positions on the left of each row: they are never attended to.
     """
 
-    def __init__(self, config: ModelConfig, batch: int, capacity: int, device: torch.device, start: Tensor | None = None):
+    def __init__(
+        self, config: ModelConfig, batch: int, capacity: int, device: torch.device, start: Tensor | None = None
+    ):
         shape = (config.n_layer, batch, config.n_head, capacity, config.n_embd // config.n_head)
         self.keys = torch.zeros(shape, device=device)
         self.values = torch.zeros(shape, device=device)
@@ -94,7 +96,9 @@ class Attention(nn.Module):
             q, k = rms_norm(rotate(q, *rotary)), rms_norm(rotate(k, *rotary))
         return q, k, v
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None
+    ) -> Tensor:
         """x (B, T, C) → (B, T, C). `mask` (B, 1, T, T_keys) is True where a query may look; None means plainly causal."""
         B, T, C = x.shape
         q, k, v = self.heads(x, rotary)
@@ -133,7 +137,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, mask: Tensor | None, cache: Cache | None
+    ) -> Tensor:
         """x (B, T, C) → (B, T, C)."""
         x = x + self.drop(self.attn(self.ln_1(x), rotary, mask, cache))
         return x + self.drop(self.mlp(self.ln_2(x)))
@@ -169,8 +175,8 @@ class GPT(nn.Module):
             cos, sin = rotary_table(config.block_size, config.n_embd // config.n_head)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
-        else:
-            self.lm_head.weight = self.wte.weight
+        # tied in both: copying a word from the text needs no map from each token's embedding to its row of the head
+        self.lm_head.weight = self.wte.weight
         self._init_weights()
 
     @torch.no_grad()
@@ -184,8 +190,7 @@ class GPT(nn.Module):
                 elif name.endswith("bias"):
                     p.zero_()
             return
-        self.wte.weight.normal_()
-        self.lm_head.weight.zero_()
+        self.wte.weight.normal_(0.0, 0.02)
         bound = math.sqrt(3.0 / config.n_embd)  # a uniform of this half-width has standard deviation 1 / sqrt(C)
         for block in self.h:
             block.attn.c_attn.weight.uniform_(-bound, bound)
@@ -217,12 +222,14 @@ class GPT(nn.Module):
         causal = (keys[None] <= queries[:, None])[None, None]
         if cache.start is None:
             return causal
-        own = (keys[None] == queries[:, None])[None, None]  # a padding position sees itself: a softmax over nothing is NaN
+        own = (keys[None] == queries[:, None])[
+            None, None
+        ]  # a padding position sees itself: a softmax over nothing is NaN
         return (causal & (keys[None] >= cache.start[:, None])[:, None, None]) | own
 
     def trunk(self, idx: Tensor, docs: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """idx (B, T) → what the head reads, (B, T, C). Raises UserError when idx is longer than the context allows."""
-        B, T = idx.shape
+        T = idx.size(1)
         seen = cache.length if cache is not None else 0
         if seen + T > self.config.block_size:
             raise UserError(

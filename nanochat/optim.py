@@ -112,29 +112,23 @@ class Optimizers:
 
 
 # Learning rates that measured best for the default (see tests/benchmarks/README.md for what lost)
-MATRIX_LR, EMBEDDING_LR, HEAD_LR, REST_LR, TIED_LR = 0.02, 0.3, 0.004, 0.003, 0.003
+MATRIX_LR, REST_LR = 0.02, 0.003
 
 
 def make_optimizers(model: nn.Module, scale: float = 1.0, weight_decay: float = 0.0) -> Optimizers:
-    """Muon for the matrices of the blocks; AdamW for embeddings, head, biases and norms (which are never decayed).
+    """Muon for the matrices of the blocks; AdamW for embeddings (and so the head), biases and norms: never decayed.
 
     `scale` multiplies every learning rate (finetuning takes smaller steps than pretraining).
     """
-    matrices, others = [], defaultdict(list)
-    tied = model.lm_head.weight is model.wte.weight
+    matrices, others = [], []
     for name, p in model.named_parameters():
         if name.startswith("h.") and p.dim() == 2:
             if name.endswith("c_attn.weight"):
                 p.n_split = 3
             matrices.append(p)
-        elif name == "wte.weight":
-            others[TIED_LR if tied else EMBEDDING_LR].append(p)
-        elif name == "lm_head.weight":
-            others[HEAD_LR].append(p)
         else:
-            others[REST_LR].append(p)
-    groups = [{"params": params, "lr": lr * scale} for lr, params in others.items()]
-    adamw = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True)
+            others.append(p)
+    adamw = torch.optim.AdamW(others, lr=REST_LR * scale, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True)
     return Optimizers([Muon(matrices, lr=MATRIX_LR * scale, weight_decay=weight_decay), adamw])
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 __all__ = [
-    "bars", "heatmap", "histogram", "learning_rate", "lines", "losses", "memory", "pipeline", "png", "show", "smooth", "speed",
-    "token_lengths",
+    "bars", "heatmap", "histogram", "learning_rate", "lines", "losses", "memory", "pipeline", "png", "show", "smooth",
+    "speed", "token_lengths",
 ]  # fmt: skip
 
 Plot = tuple[Figure, str]
@@ -291,7 +291,9 @@ def lines(
         ax.plot(x, y, marker="o" if len(x) <= 25 else "", markersize=5, label=plotstyle.plain(name), **look)
         first, last, low = (plotstyle.number(value) for value in (y[0], y[-1], y.min()))
         low_at = plotstyle.number(x[y.argmin()])
-        told.append(f"{name} goes from {first} to {last}, lowest {low} at {low_at}" if len(x) > 1 else f"{name} is {last}")
+        told.append(
+            f"{name} goes from {first} to {last}, lowest {low} at {low_at}" if len(x) > 1 else f"{name} is {last}"
+        )
     plotstyle.legend(ax)
     return figure, f"{title}: {'; '.join(told)}."
 
@@ -330,11 +332,11 @@ def heatmap(
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     if matrix.size <= 144:
+        digits = 0 if top >= 100 or bool((matrix == matrix.round()).all()) else 2  # counts stay whole
         for row, column in np.argwhere(~np.ma.getmaskarray(matrix)):
             value = matrix[row, column]
             ink = "white" if abs(value) > 0.6 * top else plotstyle.INK
-            text = f"{value:.2f}" if top < 100 else f"{value:.0f}"
-            ax.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink)
+            ax.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=7.5, color=ink)
     bar = figure.colorbar(image, ax=ax, shrink=0.8, aspect=18)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=0, labelcolor=plotstyle.INK)

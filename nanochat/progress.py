@@ -5,6 +5,8 @@ Where nobody watches (a log file), only the validations are written, a line each
 
 from __future__ import annotations
 
+import math
+import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -15,7 +17,7 @@ from .trainer import StepReport
 
 def duration(seconds: float) -> str:
     """Seconds as people read them: 45 s, 3 min 20 s, 2 h 05 min."""
-    if seconds != seconds:
+    if not math.isfinite(seconds):
         return "?"
     whole = round(seconds)
     if whole < 60:
@@ -46,17 +48,24 @@ def follow(reports: Iterable[StepReport], stream: TextIO | None = None) -> list[
     stream = stream or sys.stderr
     watched = stream.isatty()
     seen: list[StepReport] = []
-    shown = 0.0
-    for report in reports:
-        seen.append(report)
-        now = time.monotonic()
-        if report.val_loss is not None:
-            print(("\r\x1b[2K" if watched else "") + line(report), file=stream, flush=True)
-            if report.sample:
-                print(f"    says: {report.sample[:160]!r}", file=stream, flush=True)
-        elif watched and now - shown > 0.2:
-            print("\r\x1b[2K" + line(report), end="", file=stream, flush=True)
-            shown = now
+    shown, unfinished = 0.0, False
+    try:
+        for report in reports:
+            seen.append(report)
+            now = time.monotonic()
+            if report.val_loss is not None:
+                print(("\r\x1b[2K" if watched else "") + line(report), file=stream, flush=True)
+                unfinished = False
+                if report.sample:
+                    print(f"    says: {report.sample[:160]!r}", file=stream, flush=True)
+            elif watched and now - shown > 0.2:
+                # one row at most: of a line that is longer only the last row could be overwritten
+                text = line(report)[: shutil.get_terminal_size().columns - 1]
+                print(f"\r\x1b[2K{text}", end="", file=stream, flush=True)
+                shown, unfinished = now, True
+    finally:
+        if unfinished:
+            print(file=stream, flush=True)
     return seen
 
 
@@ -68,14 +77,25 @@ def follow_in_notebook(reports: Iterable[StepReport]) -> list[StepReport]:
     validations: list[str] = []
     handle = display({"text/plain": "starting…"}, raw=True, display_id=True)
     shown = 0.0
-    for report in reports:
-        seen.append(report)
-        if report.val_loss is not None:
-            validations.append(line(report) + (f"\n    says: {report.sample[:100]!r}" if report.sample else ""))
-        now = time.monotonic()
-        if now - shown > 0.5 or report.val_loss is not None:
-            filled = round(30 * report.step / report.total)
-            bar = "" if report.step == report.total else "\n" + "█" * filled + "░" * (30 - filled) + "  " + line(report)
-            handle.update({"text/plain": "\n".join(validations) + bar}, raw=True)
-            shown = now
+
+    def show(bar: str) -> None:
+        handle.update({"text/plain": "\n".join([*validations, *([bar] if bar else [])])}, raw=True)
+
+    try:
+        for report in reports:
+            seen.append(report)
+            if report.val_loss is not None:
+                validations.append(line(report) + (f"\n    says: {report.sample[:100]!r}" if report.sample else ""))
+            now = time.monotonic()
+            if now - shown > 0.5 or report.val_loss is not None:
+                filled = round(30 * report.step / report.total)
+                bar = "█" * filled + "░" * (30 - filled) + "  " + line(report)
+                show("" if report.step == report.total else bar)
+                shown = now
+    finally:
+        # what stays: how far it came, without a bar that looks as if it went on
+        if not seen:
+            show("nothing was trained")
+        else:
+            show("" if seen[-1].val_loss is not None else line(seen[-1]))
     return seen

@@ -85,8 +85,10 @@ def write_qa(
 ) -> dict[str, Any]:
     """Write qa_train.bin, qa_val.bin (flat ids), qa_val.jsonl (records, to score answers) and meta.json.
 
-    Conversations whose split is not "train" are for validation. Where there are none, a tenth of the
-    passages (of the questions, where there are no passages) is held out, always the same. A conversation of
+    Conversations whose split is not "train" are held out. Where there are none, a tenth of the passages (of the
+    questions, where there are no passages) is held out, always the same. The validation loss, which chooses the best
+    weights, is taken on those of split "val" alone where there are such: other splits are a test, and a test that has
+    chosen the weights is none. Whoever scores answers finds all of them in qa_val.jsonl. A conversation of
     more than block_size + 1 tokens is dropped whole, as is one without an answer; both are counted. Returns
     what meta.json says; `source`, a fingerprint of what `convs` came from, is part of it. The text is never
     in memory as a whole. Raises UserError if nothing is left to train on or to validate with. Whatever fails,
@@ -100,7 +102,7 @@ def write_qa(
         kept, dropped = _spool(convs, waiting, name, tok, block_size, dtype)
         held_out = _held_out(kept, name)
         waiting.seek(0)
-        counts = _publish(waiting, held_out, folder, tok)
+        counts = _publish(waiting, held_out, _for_loss(kept, held_out), folder, tok)
     meta = {
         "name": name,
         "block_size": block_size,
@@ -174,7 +176,15 @@ def _held_out(kept: list[tuple[str, int, int]], name: str) -> np.ndarray:
     raise UserError(f"{name} has one question only; add a second one, so that one can be held out")
 
 
-def _publish(waiting: IO[bytes], held_out: np.ndarray, folder: Path, tok: Tokenizer) -> dict[str, Any]:
+def _for_loss(kept: list[tuple[str, int, int]], held_out: np.ndarray) -> np.ndarray:
+    """(conversations,) bool: those of the held-out ones that the validation loss is taken on."""
+    named = np.array([split == "val" for split, _, _ in kept])
+    return named if named.any() else held_out
+
+
+def _publish(
+    waiting: IO[bytes], held_out: np.ndarray, for_loss: np.ndarray, folder: Path, tok: Tokenizer
+) -> dict[str, Any]:
     """Write the three files from what `_spool` wrote; returns the counts of both splits and a fingerprint."""
     counts = {split: {"conversations": 0, "tokens": 0, "supervised": 0} for split in ("train", "val")}
     fingerprint = hashlib.sha256()
@@ -183,13 +193,15 @@ def _publish(waiting: IO[bytes], held_out: np.ndarray, folder: Path, tok: Tokeni
         atomic_write(folder / "qa_val.bin") as val,
         atomic_write(folder / "qa_val.jsonl", "w") as records,
     ):
-        for is_val in held_out.tolist():
+        for is_val, is_loss in zip(held_out.tolist(), for_loss.tolist(), strict=True):
             ids, conv = pickle.load(waiting)
-            (val if is_val else train).write(ids.tobytes())
             fingerprint.update(bytes([is_val]) + ids.tobytes())
             if is_val:
                 conv = replace(conv, split="val") if conv.split == "train" else conv
                 records.write(json.dumps(to_record(conv)) + "\n")
+                if not is_loss:
+                    continue
+            (val if is_val else train).write(ids.tobytes())
             count = counts["val" if is_val else "train"]
             count["conversations"] += 1
             count["tokens"] += len(ids)
@@ -210,7 +222,7 @@ class QAData:
 
     @functools.cached_property
     def val_conversations(self) -> list[Conversation]:
-        """The validation conversations with every accepted answer, in the order of `val`."""
+        """Every held-out conversation with all its accepted answers, of whatever split."""
         return list(read_qa(self.folder / "qa_val.jsonl"))
 
 

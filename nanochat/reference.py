@@ -7,6 +7,7 @@ traces, no machine paths, execution counts 1…n.
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +28,40 @@ def _ids(cells: list[NotebookNode]) -> list[str]:
     """An id for each cell: the heading it stands under, its kind, and a number within that."""
     heading, counts, ids = "start", {}, []
     for cell in cells:
-        if cell.cell_type == "markdown" and (found := re.search(r"^#{1,4} +(.+)$", cell.source, re.MULTILINE)):
-            heading = _slug(found[1])
+        code = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)  # its comments are no headings
+        headings = re.findall(r"^#{1,4} +(.+)$", code.sub("", cell.source), re.MULTILINE)
+        if cell.cell_type == "markdown" and headings:
+            heading = _slug(headings[0])
         kind = {"markdown": "text"}.get(cell.cell_type, cell.cell_type)
         counts[heading, kind] = counts.get((heading, kind), 0) + 1
         ids.append(f"{heading}-{kind}-{counts[heading, kind]}")
     return ids
 
 
+def _machine_paths() -> list[tuple[re.Pattern[str], str]]:
+    """This machine's folders and what is said instead, the deeper ones first."""
+    folders = {str(paths.home()): "nanochat", sys.prefix: "python", sys.base_prefix: "python", str(Path.home()): "~"}
+    named = [
+        (re.compile(rf"(?<![\w.]){re.escape(folder)}(?![\w-]|\.\w)"), name)
+        for folder, name in sorted(folders.items(), key=lambda item: -len(item[0]))
+        if Path(folder) != Path(folder).root and len(folder) > 1
+    ]
+    return [(re.compile(r"[^\s\"']*ipykernel_\d+[/\\]\d+\.py"), "cell.py"), *named]
+
+
 def _clean_text(value: Any) -> Any:
-    """Strings without this machine's folders, however deep they lie."""
+    """Strings without this machine's folders, however deep they lie; pictures stay as they are."""
     if isinstance(value, str):
-        return value.replace(str(paths.home()), "nanochat").replace(str(Path.home()), "~")
+        before = None
+        while value != before:  # what is left may join to such a folder again
+            before = value
+            for folder, name in _machine_paths():
+                value = folder.sub(name, value)
+        return value
     if isinstance(value, list):
         return [_clean_text(item) for item in value]
     if isinstance(value, dict):
-        return {key: _clean_text(item) for key, item in value.items()}
+        return {key: item if key.startswith("image/p") else _clean_text(item) for key, item in value.items()}
     return value
 
 
@@ -62,26 +81,31 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
             if cell.source.strip():
                 counter += 1
                 fresh.execution_count = counter
-                fresh.outputs = [_output(output, counter) for output in cell.get("outputs", ()) if _wanted(output)]
+                fresh.outputs = _outputs(cell, counter)
         result.cells.append(nbformat.from_dict(fresh))
     nbformat.validate(result)
     return result
 
 
-def _wanted(output: NotebookNode) -> bool:
-    """Not the warning about transport that newer kernels print at each start."""
-    return not (output.output_type == "stream" and "without encryption" in output.get("text", ""))
-
-
-def _output(output: NotebookNode, count: int) -> dict[str, Any]:
-    clean = _clean_text(dict(output))
-    # a widget's view without its state shows nothing (and some viewers refuse the file): its static text stays
-    if "data" in clean:
-        clean["data"] = {kind: value for kind, value in clean["data"].items() if "widget" not in kind}
-        clean["metadata"] = {}
-    if output.output_type == "execute_result":
-        clean["execution_count"] = count
-    return clean
+def _outputs(cell: NotebookNode, count: int) -> list[dict[str, Any]]:
+    outputs: list[dict[str, Any]] = []
+    for output in cell.get("outputs", ()):
+        clean = _clean_text(dict(output))
+        if "data" in clean:
+            # a widget's view without its state shows nothing (and some viewers refuse the file): what stands in for it
+            # stays; a widget with nothing but its name in Python to stand in for it goes
+            data = {kind: value for kind, value in clean["data"].items() if "widget" not in kind}
+            if len(data) < len(clean["data"]) and data.keys() <= {"text/plain"}:
+                continue
+            metadata = {kind: value for kind, value in clean.get("metadata", {}).items() if kind in data}
+            clean |= {"data": data, "metadata": metadata}
+        if clean["output_type"] == "execute_result":
+            clean["execution_count"] = count
+        if outputs and clean["output_type"] == "stream" and clean["name"] == outputs[-1].get("name"):
+            outputs[-1]["text"] += clean["text"]  # where a stream is cut depends on the clock
+            continue
+        outputs.append(clean)
+    return outputs
 
 
 def commit(executed: Path, committed: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+import statistics
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,87 +42,135 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _models(run: str) -> dict[str, dict[str, Any]]:
-    """Meta of each stage's model, as far as it is there."""
-    found = {}
-    for stage in paths.STAGES:
-        try:
-            found[stage] = checkpoint.read_meta(paths.checkpoint_path(run, stage))
-        except UserError:
-            continue
-    return found
+def _training(run: str) -> dict[str, list[dict[str, Any]]]:
+    """The step reports of each stage."""
+    by_stage: dict[str, list[dict[str, Any]]] = {}
+    for record in stages.read_metrics(run):
+        by_stage.setdefault(record["stage"], []).append(record)
+    return by_stage
 
 
-def collect(chosen: Profile, executed: list[dict[str, Any]]) -> dict[str, Any]:
-    """Everything report.json holds."""
-    cards = {
-        stage: json.loads(card_path(chosen.run, stage).read_text(encoding="utf-8"))
-        for stage in paths.STAGES
-        if card_path(chosen.run, stage).is_file()
+def _model(run: str, stage: str, records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What is known about the model of a stage and its training; None if there is no such model."""
+    try:
+        meta = checkpoint.read_meta(paths.checkpoint_path(run, stage))
+    except UserError:
+        return None
+    speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
+    return {
+        **meta,
+        "trained_steps": records[-1]["step"] if records else None,
+        "seconds": records[-1]["elapsed_s"] if records else None,
+        "tokens_per_s": statistics.median(speeds) if speeds else None,
+        "peak_mb": max(record["rss_mb"] for record in records) if records else None,
+        "peak_gpu_mb": max(record["gpu_mb"] for record in records) if records else None,
     }
+
+
+def collect(chosen: Profile, executed: list[dict[str, Any]], failure: str | None = None) -> dict[str, Any]:
+    """Everything report.json holds. `executed` are the notebooks that ran: notebook, seconds and peak_mb of each."""
+    training = _training(chosen.run)
+    models = {stage: _model(chosen.run, stage, training.get(stage, [])) for stage in paths.STAGES}
     return {
         "nanochat": __version__,
         "run": chosen.run,
         "profile": asdict(chosen),
         "machine": machine(),
+        "failure": failure,
         "notebooks": executed,
         "seconds": sum(entry["seconds"] for entry in executed),
-        "peak_mb": max(entry["peak_mb"] for entry in executed),
-        "models": _models(chosen.run),
-        "cards": cards,
+        "peak_mb": max((entry["peak_mb"] for entry in executed), default=0.0),
+        "models": {stage: model for stage, model in models.items() if model},
+        "cards": {
+            stage: json.loads(card_path(chosen.run, stage).read_text(encoding="utf-8"))
+            for stage in paths.STAGES
+            if card_path(chosen.run, stage).is_file()
+        },
     }
 
 
 def _pictures(run: str) -> list[tuple[str, str]]:
     """Draw every stage's curves into out/<run>/figures/: (file name, sentence) of each."""
-    folder = paths.run_dir(run) / "figures"
     drawn = []
-    by_stage: dict[str, list[dict[str, Any]]] = {}
-    for record in stages.read_metrics(run):
-        by_stage.setdefault(record["stage"], []).append(record)
-    for stage, records in by_stage.items():
+    for stage, records in _training(run).items():
         for draw in (plots.losses, plots.learning_rate, plots.speed, plots.memory):
             figure, sentence = draw(records)
             name = f"{stage}_{draw.__name__}.png"
-            with paths.atomic_write(folder / name) as file:
-                figure.savefig(file, format="png", dpi=100)
+            with paths.atomic_write(paths.run_dir(run) / "figures" / name) as file:
+                file.write(plots.png(figure, dpi=100))
             drawn.append((name, sentence))
     return drawn
 
 
-def write(chosen: Profile, executed: list[dict[str, Any]]) -> Path:
-    """Write report.json, report.md and the figures of a run; returns the path of report.md."""
-    content = collect(chosen, executed)
-    folder = paths.run_dir(chosen.run)
-    with paths.atomic_write(folder / "report.json", "w") as file:
-        json.dump(content, file, indent=1)
+def _opening(content: dict[str, Any]) -> list[str]:
+    where = content["machine"]
+    machine = ", ".join(
+        part for part in (f"{where['cores']} cores", where["system"], f"torch {where['torch']}", where["gpu"]) if part
+    )
+    lines = [f"# nanochat: run {content['run']}", "", f"Profile {content['profile']['name']}; {machine}."]
+    if content["failure"]:
+        lines += ["", f"**Not finished:** {' '.join(content['failure'].split())}"]
+    if content["notebooks"]:
+        lines += [
+            "",
+            f"In all {duration(content['seconds'])}, at most {content['peak_mb']:,.0f} MB.",
+            "",
+            "| notebook | time | peak memory |",
+            "| --- | ---: | ---: |",
+        ]
+    for entry in content["notebooks"]:
+        lines.append(f"| {entry['notebook']} | {duration(entry['seconds'])} | {entry['peak_mb']:,.0f} MB |")
+    return lines
+
+
+def _models(models: dict[str, dict[str, Any]]) -> list[str]:
     lines = [
-        f"# nanochat: run {chosen.run}",
-        "",
-        f"Profile {chosen.name}, {content['machine']['cores']} cores, {content['machine']['system']}, "
-        f"torch {content['machine']['torch']}"
-        + (f", {content['machine']['gpu']}" if content["machine"]["gpu"] else "")
-        + f". In all {duration(content['seconds'])}, at most {content['peak_mb']:,.0f} MB.",
-        "",
-        "| notebook | time | peak memory |",
-        "| --- | ---: | ---: |",
-        *(f"| {entry['notebook']} | {duration(entry['seconds'])} | {entry['peak_mb']:,.0f} MB |" for entry in executed),
         "",
         "## Models",
         "",
-        "| stage | steps | best at step | validation loss | bits per byte | from |",
-        "| --- | ---: | ---: | ---: | ---: | --- |",
+        "| stage | from | steps | best at step | validation loss | bits per byte | time | tokens/s | peak memory |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for stage, meta in content["models"].items():
-        lines.append(
-            f"| {stage} | {meta['steps']} | {meta['step']} | {meta['val_loss']:.3f} | {meta['val_bpb']:.3f} | "
-            f"{meta.get('qa') or meta['corpus']} |"
-        )
+    for stage, model in models.items():
+        gpu = f", GPU {model['peak_gpu_mb']:,.0f} MB" if model["peak_gpu_mb"] else ""
+        cells = [
+            stage,
+            model.get("qa") or model["corpus"],
+            _shown(model["trained_steps"], str),
+            _shown(model["step"], str),
+            _shown(model["val_loss"], "{:.3f}".format),
+            _shown(model.get("val_bpb"), "{:.3f}".format),
+            _shown(model["seconds"], duration),
+            _shown(model["tokens_per_s"], "{:,.0f}".format),
+            _shown(model["peak_mb"], "{:,.0f} MB".format) + gpu,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _shown(value: Any, show: Callable[[Any], str]) -> str:
+    return "–" if value is None else show(value)
+
+
+def write(chosen: Profile, executed: list[dict[str, Any]], failure: str | None = None) -> Path:
+    """Write report.json, report.md and the figures of a run; returns the path of report.md.
+
+    A run need not be complete: what is missing is left out, and `failure` says why.
+    """
+    content = collect(chosen, executed, failure)
+    folder = paths.run_dir(chosen.run)
+    with paths.atomic_write(folder / "report.json", "w") as file:
+        json.dump(content, file, indent=1)
+    lines = _opening(content)
+    if content["models"]:
+        lines += _models(content["models"])
     for stage, card in content["cards"].items():
-        lines += ["", f"## Report card: {stage}", "", evaluate.format_card(card)]
-    lines += ["", "## Curves", ""]
-    for name, sentence in _pictures(chosen.run):
-        lines += [f"![{sentence}](figures/{name})", "", sentence, ""]
+        lines += ["", f"## Report card: {stage}", "", evaluate.format_card(card).rstrip()]
+    pictures = _pictures(chosen.run)
+    if pictures:
+        lines += ["", "## Curves"]
+    for name, sentence in pictures:
+        lines += ["", f"![{sentence}](figures/{name})", "", sentence]
     path = folder / "report.md"
     with paths.atomic_write(path, "w") as file:
         file.write("\n".join(lines) + "\n")

@@ -30,29 +30,39 @@ from .trainer import StepReport, Task, TrainSettings, steps_done, train
 _EVAL_SHARE = 0.05 * 3
 
 
+def val_batches(settings: TrainSettings) -> int:
+    """How many batches each validation of a training looks at."""
+    return max(1, round(_EVAL_SHARE * settings.interval))
+
+
+# torch.compile costs 10-20 s on two cores and then saves some 0.1 s a step
+_COMPILE_FROM = 200
+
+
 def pretrain_settings(
     profile: Profile, *, steps: int | None = None, batch_size: int | None = None, seed: int | None = None
 ) -> TrainSettings:
     """How a profile pretrains; what is given here wins. Raises UserError for values that cannot work."""
-    return _settings(profile, profile.pretrain_steps, 1.0, steps, batch_size, seed)
+    return _settings(profile, profile.pretrain_steps if steps is None else steps, batch_size, seed)
 
 
 def finetune_settings(
     profile: Profile, *, steps: int | None = None, batch_size: int | None = None, seed: int | None = None
 ) -> TrainSettings:
-    """How a profile finetunes; what is given here wins. Raises UserError for values that cannot work."""
-    return _settings(profile, profile.finetune_steps, profile.finetune_lr_scale, steps, batch_size, seed)
+    """How a profile finetunes: smaller steps than pretraining, smaller from the start. What is given here wins.
+
+    Raises UserError for values that cannot work.
+    """
+    settings = _settings(profile, profile.finetune_steps if steps is None else steps, batch_size, seed)
+    return replace(settings, lr_scale=profile.finetune_lr_scale, decay_from=0.0)
 
 
-def _settings(
-    profile: Profile, steps: int, lr_scale: float, given: int | None, batch_size: int | None, seed: int | None
-) -> TrainSettings:
+def _settings(profile: Profile, steps: int, batch_size: int | None, seed: int | None) -> TrainSettings:
     return TrainSettings(
-        steps=steps if given is None else given,
+        steps=steps,
         batch_size=profile.batch_size if batch_size is None else batch_size,
         seed=1337 if seed is None else seed,
-        lr_scale=lr_scale,
-        compile=profile.compile,
+        compile=steps >= _COMPILE_FROM,
     )
 
 
@@ -61,7 +71,7 @@ def _tensors(arrays: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:
 
 
 def mean_loss(model: GPT, batches: Iterator[tuple[np.ndarray, ...]], tokenizer: Tokenizer) -> dict[str, float]:
-    """`val_loss` (nats per target token) and `val_bpb` (bits per byte of the targets' text) over all batches (x, y[, docs])."""
+    """`val_loss` (nats per target token) and `val_bpb` (bits per byte of the targets' text) over batches (x, y[, docs])."""
     device = next(model.parameters()).device
     lengths = tokenizer.byte_lengths()
     nats, count, n_bytes = 0.0, 0, 0
@@ -123,10 +133,16 @@ def _untrained(path: Path) -> bool:
 
 
 def _run_stage(
-    run: str, model: GPT, task: Task, settings: TrainSettings, resume: bool, stop: Callable[[], bool], say: Callable[[str], None]
+    run: str,
+    model: GPT,
+    task: Task,
+    settings: TrainSettings,
+    resume: bool,
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
 ) -> Iterator[StepReport]:
     """Train, and keep metrics.jsonl in step with what was saved."""
-    for target in (paths.checkpoint_path(run, task.stage), task.state_path):
+    for target in (paths.checkpoint_path(run, task.stage), task.state_path, paths.metrics_path(run)):
         for torn in target.parent.glob(f".{target.name}.*.tmp"):  # left by a process that was killed while writing
             torn.unlink()
     if resume:
@@ -172,7 +188,7 @@ def pretrain(
     dataset.batch(corpus.train, seed=0, step=0, batch_size=1, block_size=config.block_size)  # long enough?
     torch.manual_seed(settings.seed)
     gpt = GPT(config).to(where)
-    limit = max(1, round(_EVAL_SHARE * settings.interval)) * settings.batch_size
+    limit = val_batches(settings) * settings.batch_size
     x_val, y_val = dataset.val_windows(corpus.val, config.block_size, limit)
     meta = {
         "run": run, "stage": "base_model", "model_name": model, "corpus": corpus.name, "seed": settings.seed,
@@ -227,7 +243,6 @@ def finetune(
     base = checkpoint.load(base_path, devices.pick_device(device))
     gpt, tokenizer, block_size = base.model, base.tokenizer, base.model.config.block_size
     data = dataset.prepare_qa(qa_name, tokenizer, block_size, size=size)
-    limit = max(1, round(_EVAL_SHARE * settings.interval))
     meta = {
         "run": run, "stage": "fine_tuned", "model_name": base.meta["model_name"], "corpus": base.meta["corpus"],
         "qa": qa_name, "seed": settings.seed, "data_fingerprint": data.meta["source_fingerprint"], "steps": settings.steps,
@@ -244,7 +259,9 @@ def finetune(
             qa.qa_batch(data, seed=settings.seed, step=step, batch_size=settings.batch_size, block_size=block_size)
         ),
         loss=lambda m, x, y, docs: m(x, y, docs),
-        validate=lambda m: mean_loss(m, qa.qa_val_batches(data, settings.batch_size, block_size, limit), tokenizer),
+        validate=lambda m: mean_loss(
+            m, qa.qa_val_batches(data, settings.batch_size, block_size, val_batches(settings)), tokenizer
+        ),
         save_best=save_best,
         state_path=paths.last_path(run, "fine_tuned"),
         identity={

@@ -35,7 +35,9 @@ def prepare(home: Path) -> CorpusData:
     return dataset.prepare_corpus(str(write_corpus(home)), "bpe:300")
 
 
-def pretrain(corpus: CorpusData, run: str = "r", settings: TrainSettings = SETTINGS, **options: Any) -> list[StepReport]:
+def pretrain(
+    corpus: CorpusData, run: str = "r", settings: TrainSettings = SETTINGS, **options: Any
+) -> list[StepReport]:
     return list(stages.pretrain(run, corpus, settings=settings, device="cpu", **{"say": str, **SHAPE, **options}))
 
 

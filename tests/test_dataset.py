@@ -86,6 +86,21 @@ def test_a_book_is_split_between_two_lines_near_nine_tenths(book: Path) -> None:
     assert data.meta["split"] == "line"
 
 
+@pytest.mark.parametrize("n", range(30, 42))
+def test_blank_lines_stay_with_the_paragraph_before_them(tmp_path: Path, nanochat_home: Path, n: int) -> None:
+    text = "\n\n\n".join(sentences(n))
+    (tmp_path / "paragraphs.txt").write_text(text, encoding="utf-8")
+    data = prepare_corpus(str(tmp_path / "paragraphs.txt"), "bpe:261")
+    train, val = data.tokenizer.decode(data.train), data.tokenizer.decode(data.val)
+    assert train.endswith("\n\n\n") and val.startswith("The") and train + val == text
+
+
+def test_no_character_is_cut_in_two(tmp_path: Path, nanochat_home: Path) -> None:
+    (tmp_path / "one.txt").write_text("北" * 77, encoding="utf-8")
+    data = prepare_corpus(str(tmp_path / "one.txt"), "bpe:261")  # every byte is a token
+    assert [data.tokenizer.decode(data.train), data.tokenizer.decode(data.val)] == ["北" * 69, "北" * 8]
+
+
 def test_a_text_without_lines_is_split_all_the_same(tmp_path: Path, nanochat_home: Path) -> None:
     text = " ".join(sentences(200)) + " 北京é" * 30
     (tmp_path / "one.txt").write_text(text, encoding="utf-8")
@@ -94,16 +109,23 @@ def test_a_text_without_lines_is_split_all_the_same(tmp_path: Path, nanochat_hom
     assert data.meta["split"] == "token"
 
 
-def test_two_documents_of_very_different_length_are_not_split_between_them(tmp_path: Path, nanochat_home: Path) -> None:
-    (tmp_path / "two.txt").write_text("A preface.\n<|endoftext|>\n" + BOOK, encoding="utf-8")
+@pytest.mark.parametrize("first", [10, 300])
+def test_a_border_of_documents_far_from_nine_tenths_is_passed_over(
+    tmp_path: Path, nanochat_home: Path, first: int
+) -> None:
+    lines = BOOK.split("\n")
+    texts = ["\n".join(lines[:first]), "\n".join(lines[first:])]
+    (tmp_path / "two.txt").write_text("\n<|endoftext|>\n".join(texts), encoding="utf-8")
     data = prepare_corpus(str(tmp_path / "two.txt"), "bpe:300")
-    assert 0.85 < data.meta["train"]["bytes"] / len(BOOK) < 0.95
+    assert data.meta["split"] == "line" and 0.88 < data.meta["train"]["bytes"] / len(BOOK) < 0.92
     train, val = parts(data.train, data.tokenizer), parts(data.val, data.tokenizer)
-    assert [train[0], train[1] + val[0]] == ["A preface.", BOOK]
+    assert [train[0], train[1] + val[0]] == texts
 
 
-def test_meta_counts_what_is_in_the_files(stories: Path) -> None:
-    data = prepare_corpus(str(stories), "bpe:300")
+@pytest.mark.parametrize("content", ["stories", "book"])
+def test_meta_counts_what_is_in_the_files(request: pytest.FixtureRequest, content: str) -> None:
+    path = request.getfixturevalue(content)
+    data = prepare_corpus(str(path), "bpe:300")
     for split, tokens in (("train", data.train), ("val", data.val)):
         texts = parts(tokens, data.tokenizer)
         assert data.meta[split] == {
@@ -113,7 +135,7 @@ def test_meta_counts_what_is_in_the_files(stories: Path) -> None:
         }
     assert data.meta["tokenizer_fingerprint"] == data.tokenizer.fingerprint
     assert data.meta["vocab_size"] == data.tokenizer.vocab_size
-    assert data.meta["corpus"] == str(stories) and data.meta["stripped_bytes"] == 0
+    assert data.meta["corpus"] == str(path) and data.meta["stripped_bytes"] == 0
     assert data.train.dtype == np.dtype(data.meta["dtype"]) == np.uint16
 
 
@@ -178,7 +200,7 @@ def test_the_files_do_not_depend_on_how_the_text_is_cut_for_work(
     once = {name: (data.folder / name).read_bytes() for name in FILES}
     monkeypatch.setattr(reading, "PIECE", 100)
     monkeypatch.setattr(tokenfiles, "CHUNK", 500)
-    monkeypatch.setattr(tokenfiles, "TOKENS", 64)
+    monkeypatch.setattr(tokenfiles, "TOKENS", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     (data.folder / "meta.json").unlink()
     again = prepare_corpus(str(path), "bpe:300")
@@ -199,7 +221,7 @@ def test_preparing_takes_memory_for_pieces_not_for_the_text(
     tmp_path: Path, nanochat_home: Path, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     path = tmp_path / f"large{ending}"
-    pages = ["\n".join(sentences(100, seed)) for seed in range(800)]
+    pages = ["\n".join(sentences(100, seed)) for seed in range(1000)]
     path.write_text("\n".join(json.dumps({"text": page}) if "json" in ending else page for page in pages))
     monkeypatch.setattr(reading, "PIECE", 1 << 14)
     monkeypatch.setattr(tokenfiles, "CHUNK", 1 << 15)
@@ -293,7 +315,10 @@ def test_a_fault_in_the_middle_leaves_an_earlier_preparation_as_it_was(tmp_path:
 def test_a_preparation_that_is_stopped_while_writing_is_not_taken_for_one(
     book: Path, monkeypatch: pytest.MonkeyPatch, stop: str
 ) -> None:
-    first = prepare_corpus(str(book), "bpe:300")
+    # One token a byte and a text of equal length: nothing but meta.json could tell the two preparations apart.
+    first = prepare_corpus(str(book), "bpe:261")
+    changed = BOOK.replace("cat", "cow")
+    book.write_text(changed, encoding="utf-8")
     replace = os.replace
 
     def stopped(source: str, target: Path) -> None:
@@ -304,12 +329,12 @@ def test_a_preparation_that_is_stopped_while_writing_is_not_taken_for_one(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", stopped)
         with pytest.raises(KeyboardInterrupt):
-            prepare_corpus(str(book), "bpe:310")
+            prepare_corpus(str(book), "bpe:261")
     assert set(in_folder(first.folder)) <= set(FILES)
     with pytest.raises(UserError, match="nanochat prepare --corpus book"):
         load_corpus(first.folder)
-    again = prepare_corpus(str(book), "bpe:310")
-    assert not again.reused and again.tokenizer.decode(again.train) + again.tokenizer.decode(again.val) == BOOK
+    again = prepare_corpus(str(book), "bpe:261")
+    assert not again.reused and again.tokenizer.decode(again.train) + again.tokenizer.decode(again.val) == changed
 
 
 def test_a_folder_without_a_corpus_says_how_to_prepare_one(nanochat_home: Path) -> None:

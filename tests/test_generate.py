@@ -195,7 +195,9 @@ def test_rows_of_a_batch_slide_each_when_it_is_full_itself(arch):
 
 
 @both
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0.8, "seed": 3}, {"temperature": 1.0, "top_k": 5, "top_p": 0.9}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.8, "seed": 3}, {"temperature": 1.0, "top_k": 5, "top_p": 0.9}]
+)
 def test_a_stream_gives_what_generate_gives(arch, settings):
     model = small_model(arch)
     whole = generate(model, [PROMPT], max_new_tokens=BLOCK + 5, **settings)[0]

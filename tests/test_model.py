@@ -63,9 +63,9 @@ def test_flops_per_token_are_six_a_weight_and_twelve_an_attended_number():
 # --- how it starts ------------------------------------------------------------------------------------------------------
 
 
-def test_the_modern_model_starts_knowing_nothing_its_loss_is_exactly_log_v():
+def test_the_modern_model_starts_knowing_nothing_its_loss_is_about_log_v():
     loss = GPT(small_config("modern"))(ids(2, 8), ids(2, 8, seed=1))
-    assert loss.item() == pytest.approx(math.log(VOCAB), abs=1e-5)
+    assert loss.item() == pytest.approx(math.log(VOCAB), abs=0.05)
 
 
 def test_gpt2_starts_near_log_v():
@@ -100,10 +100,10 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(arch):
     assert not torch.equal(made[0], made[2])
 
 
-def test_the_head_is_tied_in_gpt2_and_its_own_in_modern():
-    gpt2, modern = small_model("gpt2"), small_model("modern")
-    assert gpt2.lm_head.weight is gpt2.wte.weight
-    assert modern.lm_head.weight is not modern.wte.weight
+@both
+def test_the_head_is_the_embedding_table(arch):
+    model = small_model(arch)
+    assert model.lm_head.weight is model.wte.weight
 
 
 @both
@@ -210,7 +210,9 @@ def test_reading_in_pieces_with_a_cache_gives_the_logits_of_reading_at_once(arch
 
 
 @both
-@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4), more=st.integers(0, 6), junk=st.integers(0, VOCAB - 1))
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4), more=st.integers(0, 6), junk=st.integers(0, VOCAB - 1)
+)
 def test_rows_padded_on_the_left_give_what_each_gives_alone(arch, lengths, more, junk):
     model = small_model(arch)
     width = max(lengths)

@@ -152,7 +152,9 @@ def test_muon_has_the_matrices_of_the_blocks_and_nothing_else(arch):
     names = {id(p): name for name, p in model.named_parameters()}
     held = {names[id(p)] for group in muon.param_groups for p in group["params"]}
     assert held == {
-        f"h.{layer}.{part}.weight" for layer in range(2) for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+        f"h.{layer}.{part}.weight"
+        for layer in range(2)
+        for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     }
     assert isinstance(adamw, torch.optim.AdamW)
     assert {getattr(p, "n_split", 1) for n, p in model.named_parameters() if n.endswith("c_attn.weight")} == {3}
@@ -182,14 +184,12 @@ def test_a_scale_multiplies_every_learning_rate(arch):
     assert [group["lr"] for group in half.groups()] == pytest.approx([lr / 10 for lr in whole])
 
 
-def test_embeddings_and_head_of_the_modern_model_have_rates_of_their_own():
-    model = small_model("modern")
+@both
+def test_matrices_of_the_blocks_have_one_rate_and_all_else_another(arch):
+    model = small_model(arch)
     rates = {id(p): group["lr"] for group in make_optimizers(model).groups() for p in group["params"]}
-    assert rates[id(model.wte.weight)] == optim.EMBEDDING_LR
-    assert rates[id(model.lm_head.weight)] == optim.HEAD_LR
-    tied = small_model("gpt2")
-    rates = {id(p): group["lr"] for group in make_optimizers(tied).groups() for p in group["params"]}
-    assert rates[id(tied.wte.weight)] == optim.TIED_LR
+    assert rates[id(model.wte.weight)] == optim.REST_LR
+    assert rates[id(model.h[0].mlp.c_fc.weight)] == optim.MATRIX_LR
 
 
 @both

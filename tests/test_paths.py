@@ -41,7 +41,8 @@ def test_asking_where_something_is_creates_nothing(nanochat_home):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../x", "a/b", "a\\b", "/etc", " ", "a b", "a\n", "a\0", "-rf", ".hidden", "a.", "é", "x" * 101]
+    "name",
+    ["", ".", "..", "../x", "a/b", "a\\b", "/etc", " ", "a b", "a\n", "a\0", "-rf", ".hidden", "a.", "é", "x" * 101],
 )
 def test_names_that_could_leave_the_folder_or_trouble_a_system_are_refused(name):
     with pytest.raises(UserError, match="cannot be the name"):
@@ -119,6 +120,8 @@ def test_the_data_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import sys, nanochat, nanochat.config, nanochat.paths; print({'torch', 'numpy', 'IPython'} & set(sys.modules))"
+    code = (
+        "import sys, nanochat, nanochat.config, nanochat.paths; print({'torch', 'numpy', 'IPython'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -82,9 +82,7 @@ def test_every_requirement_has_one_constraint_that_satisfies_it(python: str, sys
 
 def test_conda_environment_is_conda_forge_only_and_installs_this_project() -> None:
     assert ENVIRONMENT["channels"] == ["conda-forge", "nodefaults"]
-    assert [entry for entry in ENVIRONMENT["dependencies"] if not isinstance(entry, str)] == [
-        {"pip": ["-e ."]}
-    ]
+    assert [entry for entry in ENVIRONMENT["dependencies"] if not isinstance(entry, str)] == [{"pip": ["-e ."]}]
 
 
 def test_conda_environment_asks_for_the_same_versions_as_pyproject() -> None:

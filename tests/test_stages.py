@@ -226,7 +226,9 @@ def test_metrics_have_one_strict_json_line_for_each_step_of_each_stage(project):
     assert [(r["stage"], r["step"]) for r in records] == [
         (stage, step) for stage in ("base_model", "fine_tuned") for step in range(7)
     ]
-    assert {"loss", "lr", "tokens", "tokens_per_s", "elapsed_s", "eta_s", "rss_mb", "gpu_mb", "mfu"} <= records[1].keys()
+    assert {"loss", "lr", "tokens", "tokens_per_s", "elapsed_s", "eta_s", "rss_mb", "gpu_mb", "mfu"} <= records[
+        1
+    ].keys()
     assert [r["step"] for r in records[:7] if "val_bpb" in r] == [0, 2, 4, 6]
 
 
@@ -335,12 +337,12 @@ def test_going_on_finetuning_after_the_base_model_changed_is_refused(project):
 
 def test_what_a_killed_process_half_wrote_is_swept_away(project):
     out = paths.run_dir("r")
-    torn = [out / ".r_fine_tuned.pt.abc.tmp", out / ".fine_tuned_last.pt.x1_.tmp"]
+    torn = [out / ".r_fine_tuned.pt.abc.tmp", out / ".fine_tuned_last.pt.x1_.tmp", out / ".metrics.jsonl.abc.tmp"]
     others = [out / ".r_base_model.pt.abc.tmp", out / ".report.md.abc.tmp"]
     for path in (*torn, *others):
         path.write_bytes(b"half")
     home.finetune(project)
-    assert [path.exists() for path in (*torn, *others)] == [False, False, True, True]
+    assert [path.exists() for path in (*torn, *others)] == [False, False, False, True, True]
 
 
 # --- small things -------------------------------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ def test_the_vocabulary_size_counts_bytes_merges_and_specials(tok: Tokenizer) ->
 
 def test_a_text_with_too_few_pairs_gives_a_smaller_vocabulary() -> None:
     tok = train_bpe(["abab abab"], 1000)
-    assert 261 < tok.vocab_size < 270
+    assert tok.vocab_size == 261 + 2  # "ab" and "abab"; " abab" occurs only once
     assert tok.decode(tok.encode("abab Ω")) == "abab Ω"
 
 

@@ -181,7 +181,9 @@ def test_validation_builds_no_gradients_and_leaves_random_state_and_mode_alone(t
         return {"val_loss": 1.0}
 
     model = fresh(dropout=0.2)
-    looking = run(tmp_path, model, replace(SETTINGS, eval_every=1), task={"validate": validate, "sample": validate_less})
+    looking = run(
+        tmp_path, model, replace(SETTINGS, eval_every=1), task={"validate": validate, "sample": validate_less}
+    )
     assert seen == [(False, False, False)] * 11
     assert model.training
     rarely = run(tmp_path, fresh(dropout=0.2), replace(SETTINGS, eval_every=100))
@@ -458,11 +460,11 @@ def test_compiled_training_is_eager_training_up_to_rounding(tmp_path, monkeypatc
     monkeypatch.setattr(trainer, "make_optimizers", lambda *args: make_plain(*args))
     said = []
     eager = run(tmp_path, fresh(arch))
-    compiled = list(
-        train(fresh(arch), counting_task(tmp_path), replace(SETTINGS, compile=True), say=said.append)
-    )
+    compiled = list(train(fresh(arch), counting_task(tmp_path), replace(SETTINGS, compile=True), say=said.append))
     assert said == []
-    assert [r.val_loss for r in compiled if r.val_loss] == pytest.approx([r.val_loss for r in eager if r.val_loss], rel=1e-3)
+    assert [r.val_loss for r in compiled if r.val_loss] == pytest.approx(
+        [r.val_loss for r in eager if r.val_loss], rel=1e-3
+    )
     assert [r.loss for r in compiled[1:]] == pytest.approx([r.loss for r in eager[1:]], rel=1e-3)
 
 

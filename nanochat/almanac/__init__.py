@@ -25,6 +25,7 @@ from .stories import plain_stories, story_talk
 from .unknown import unanswerable
 
 HELD_OUT_SPLITS = ("wording", "fact", "passage", "smalltalk")
+VAL_SHARE = 0.03  # conversations of the training kind kept apart for the validation loss
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,12 @@ class Size:
 
 SIZES = {
     "smoke": Size("smoke", True, 2, 60_000, 300, 24),
-    "default": Size("default", True, None, 1_000_000, 8_000, 400),
-    "full": Size("full", False, None, 7_000_000, 60_000, 1_200),
+    "default": Size("default", True, None, 9_000_000, 40_000, 400),
+    "full": Size("full", False, None, 30_000_000, 150_000, 1_200),
 }
-_TRAIN = {"facts": 50, "reading": 25, "smalltalk": 15, "stories": 3, "unknown": 7}  # per cent of the conversations
-_PRETRAIN = {
-    "told": 34,
-    "passages": 8,
-    "stories": 15,
-    "talked": 25,
-    "read": 15,
-    "requested": 3,
-}  # per cent of the bytes
+_TRAIN = {"facts": 36, "reading": 37, "smalltalk": 18, "stories": 2, "unknown": 7}  # per cent of the conversations
+# Per cent of the bytes. "talked" (facts, small talk, unknown), "read" and "requested" (stories) are in chat form.
+_PRETRAIN = {"told": 18, "passages": 2, "stories": 6, "talked": 30, "read": 42, "requested": 2}
 
 
 def _size(name: str) -> Size:
@@ -94,7 +89,7 @@ def _skills(size: Size, rng: Callable[[str], random.Random], prefix: str) -> dic
     follow = followed_up(told, rng("follow"), f"{prefix}/follow")
     return {
         "facts": _mixed({asked: 92, follow: 8}, rng("mixed facts")),
-        "reading": _read(rng("reading"), "train", f"{prefix}/reading", lambda rng: rng.choice((1, 1, 2, 3))),
+        "reading": _read(rng("reading"), "train", f"{prefix}/reading", lambda rng: rng.choice((2, 3, 4, 5, 6))),
         "smalltalk": talk(rng("smalltalk"), "train", f"{prefix}/smalltalk"),
         "stories": story_talk(rng("stories"), "train", f"{prefix}/stories"),
         "unknown": unanswerable(rng("unknown"), "train", f"{prefix}/unknown"),
@@ -104,7 +99,8 @@ def _skills(size: Size, rng: Callable[[str], random.Random], prefix: str) -> dic
 def conversations(size: str = "default", seed: int = 0) -> Iterator[Conversation]:
     """Questions with answers, a pure function of (size, seed).
 
-    Split "train", in shuffled order; then the held-out splits: "wording" (new ways to ask; a twelfth of them has no
+    Split "train", in shuffled order; "val", some more of the same kind (it chooses the best weights, so it is no test); then
+    the held-out splits: "wording" (new ways to ask; a twelfth of them has no
     answer, skill "unknown"), "fact" (facts that training only tells), "passage" (new names and things to read about)
     and "smalltalk" (new wordings and arguments). Raises UserError for an unknown size.
     """
@@ -117,18 +113,22 @@ def conversations(size: str = "default", seed: int = 0) -> Iterator[Conversation
     skills["facts"] = _after_another(skills["facts"], skills["smalltalk"], rng("after another"))
     order = [name for name, share in _TRAIN.items() for _ in range(chosen.conversations * share // 100)]
     rng("order").shuffle(order)
-    for name in order:
-        yield next(skills[name])
-    yield from islice(in_new_words(told, rng("wording"), "wording"), chosen.held_out)
-    yield from islice(unanswerable(rng("wording unknown"), "wording", "wording/unknown"), chosen.held_out // 11)
-    yield from islice(only_told(told, rng("fact"), "fact"), chosen.held_out)
-    yield from islice(_read(rng("passage"), "passage", "passage", lambda rng: 1), chosen.held_out)
-    yield from islice(talk(rng("held smalltalk"), "smalltalk", "smalltalk"), chosen.held_out)
+    apart = max(8, round(VAL_SHARE * len(order)))
+    for number, name in enumerate(order + order[:apart]):
+        conversation = next(skills[name])
+        yield conversation if number < len(order) else replace(conversation, split="val")
+    new_words = in_new_words(told, rng("wording"), "wording/facts")
+    refused = unanswerable(rng("wording unknown"), "wording", "wording/unknown")
+    for number in range(chosen.held_out * 12 // 11):
+        yield next(refused if number % 12 == 11 else new_words)
+    yield from islice(only_told(told, rng("fact"), "fact/facts"), chosen.held_out)
+    yield from islice(_read(rng("passage"), "passage", "passage/reading", lambda rng: 1), chosen.held_out)
+    yield from islice(talk(rng("held smalltalk"), "smalltalk", "smalltalk/smalltalk"), chosen.held_out)
 
 
 def pretrain_documents(size: str = "default", seed: int = 0) -> Iterator[str | Conversation]:
     """The pretraining corpus, a pure function of (size, seed): paragraphs that tell facts, passages, stories, and
-    about 40 % question-and-answer documents. It ends when `Size.pretrain_bytes` are reached. Raises UserError for an
+    nearly half question-and-answer documents. It ends when `Size.pretrain_bytes` are reached. Raises UserError for an
     unknown size.
     """
     chosen = _size(size)
@@ -143,7 +143,7 @@ def pretrain_documents(size: str = "default", seed: int = 0) -> Iterator[str | C
         "passages": (passage.text for passage in passages(rng("passages"))),
         "stories": plain_stories(rng("plain stories")),
         "talked": _chains(talked, rng("chains")),
-        "read": _read(rng("read"), "train", "pretrain/read", lambda rng: rng.randint(2, 5)),
+        "read": _read(rng("read"), "train", "pretrain/read", lambda rng: rng.randint(4, 8)),
         "requested": skills["stories"],
     }
     written = dict.fromkeys(kinds, 0)

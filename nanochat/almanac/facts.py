@@ -25,6 +25,7 @@ _QUOTES = ("'", '"', "'", '"', "")
 _NOUN_FRAMES = (
     "What is {}?",
     "What's {}?",
+    "Whats {}?",
     "Tell me {}.",
     "Please tell me {}.",
     "Can you tell me {}?",
@@ -96,7 +97,7 @@ class Fact:
         if not (wordings := [each for each in self.relation[tag] if self._has(each)]):
             wordings, frames = self.relation["Q"], ("{}",)
         words, frame = fill(rng.choice(wordings), values), rng.choice(frames)
-        if words.startswith("the name") and frame.startswith("Name"):
+        if frame in ("Name {}.", "Give me {}.") and not re.match("the (?!name|number)", words):
             frame = "Tell me {}."
         return sentence(frame.format(words), {})
 
@@ -150,7 +151,7 @@ def select(core_only: bool, limit: int | None) -> tuple[Fact, ...]:
                 seen = Counter({(word,): count for word, count in seen.items()})
             for row in chosen:
                 if all(row.get(column, "") for column in (*keys, value)):
-                    askable = seen[_subject(row, keys)] == 1
+                    askable = seen[_subject(row, keys)] == 1 and row[keys[0]] != row[value]
                     found.append(Fact(relation, row, keys, value, _group(name, keys, value, row), askable))
     for name in SINGLES:
         found += [_single(name, row) for row in _chosen(name, core_only, limit)]

@@ -20,7 +20,7 @@ _AN = re.compile(
     r"(?!(?:uni|use|usu|eu|ew|one\b|once)|u[krst][aeiou])[aeiou]|hour|honest|heir|x-|8|1[18]\b", re.IGNORECASE
 )
 _GAP = re.compile(r"\{(?:(\w+) )?([\w.]+)\}")
-_START = re.compile(r"(?:^|(?<=[.!?] ))([\"']?)([a-z])")
+_START = re.compile(r"(?:^|(?<=[^A-Z][.!?] ))([\"']?)([a-z])")
 _STOPS = re.compile(r"(?<!\.)\.\.(?!\.)")
 _BASES = {"invented": "invent", "discovered": "discover", "built": "build", "developed": "develop"}
 

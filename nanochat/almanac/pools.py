@@ -16,6 +16,17 @@ _NAMES = {"she": "girls", "he": "boys"}
 _MONEY = ("dollars", "euros", "pounds", "coins", "cents", "crowns")
 
 
+# Training passages now and then name a thing by a word that nobody knows ("a tavel", as in Berko's "wug" test of 1958):
+# with forty foods one can guess what somebody ate, with endless ones one must read. Held-out passages only have real
+# words. What is appended makes the word fit its gap.
+_MADE_UP = {
+    "things": "", "foods": "s", "places": "", "pets": "", "livestock": "s", "petnames": "", "dishes": "", "jobs": "",
+    "sports": "", "instruments": "", "ships": "", "subjects": "", "vehicles": "", "materials": "",
+}  # fmt: skip
+_CAPITALISED = ("petnames", "ships")
+MADE_UP = 0.35  # share of the words of those pools
+
+
 @cache
 def pool(name: str, held_out: bool = False) -> tuple[str, ...]:
     """The words of `[name]` in pools.txt: the training part, or the part kept for held-out passages."""
@@ -47,7 +58,7 @@ def town(rng: random.Random, held_out: bool) -> str:
 
 def person(rng: random.Random, held_out: bool) -> tuple[str, str]:
     """A first name and its pronoun: a known name or a composed one."""
-    if rng.random() < 0.45:
+    if rng.random() < 0.6:
         name = composed(rng, held_out)
         return name, "she" if name[-1] in "aei" else "he"
     pronoun = rng.choice(("he", "she"))
@@ -77,6 +88,9 @@ def draw(kind: str, rng: random.Random, held_out: bool = False) -> dict[str, str
     if kind == "price":
         return {"": f"{number(rng, 2, 20)} {rng.choice(_MONEY)}"}
     word = rng.choice(pool(kind, held_out))
+    if not held_out and kind in _MADE_UP and rng.random() < MADE_UP:
+        word = composed(rng, held_out) + _MADE_UP[kind]
+        word = word if kind in _CAPITALISED else word.lower()
     if kind == "places":
         word = f"the {word}"
     elif kind == "clocks":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from functools import lru_cache
 
 from ..qa import Conversation
 from .asking import dressed, exchange, single
@@ -14,7 +13,6 @@ from .grammar import Deck, normalised
 Facts = tuple[Fact, ...]
 
 
-@lru_cache(maxsize=8)
 def reserved(told: Facts) -> frozenset[str]:
     """Every wording of every fact that only the test may ask, normalised."""
     return frozenset(normalised(question) for fact in told for question in fact.test_questions())
@@ -44,12 +42,13 @@ def only_told(told: Facts, rng: random.Random, prefix: str) -> Iterator[Conversa
 
 
 def _asked(chosen: list[Fact], told: Facts, rng: random.Random, split: str, prefix: str) -> Iterator[Conversation]:
+    held_out = reserved(told)
     deck = Deck([fact for fact in chosen for _ in range(3 if fact.needed else 1)], rng)
     number = 0
     while chosen:
         fact = deck.draw()
         question = _dressed(fact, rng) if split == "train" else fact.question(rng)
-        if normalised(question) not in reserved(told):
+        if normalised(question) not in held_out:
             yield single(
                 question, fact.answers, skill="facts", split=split, id=f"{prefix}/{fact.relation.name}/{number}"
             )
@@ -58,13 +57,14 @@ def _asked(chosen: list[Fact], told: Facts, rng: random.Random, split: str, pref
 
 def followed_up(told: Facts, rng: random.Random, prefix: str) -> Iterator[Conversation]:
     """Split "train", without end: "What is the capital of France?" and then "And of Spain?"."""
+    held_out = reserved(told)
     related = [[fact for fact in found if fact.relation["F"]] for found in _by_relation(told).values()]
     deck = Deck([found for found in related if len(found) > 1 for _ in found], rng)
     number = 0
     while True:
         first, second = rng.sample(deck.draw(), 2)
         questions = _dressed(first, rng), second.follow_up(rng)
-        if not reserved(told) & {*map(normalised, questions)}:
+        if not held_out & {*map(normalised, questions)}:
             turns = (*exchange(questions[0], first.answers[0]), *exchange(questions[1], second.answers[0]))
             id = f"{prefix}/{first.relation.name}/{number}"
             yield Conversation(turns, "", second.answers, "facts", "train", id)

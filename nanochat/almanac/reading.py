@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 
 from ..qa import IDK, Conversation
 from .asking import dressed, exchange
-from .grammar import Deck, Section, Values, gaps, section, sections, sentence
+from .grammar import Deck, Section, Values, fill, gaps, section, sections, sentence, uncapitalised
 from .pools import draw, draw_all
 
 UNANSWERABLE = 0.2  # share of questions that the passage does not answer
 _TELL_OPTIONAL = 0.8
 _PORTRAITS = 5  # as often as so many families
 _STRANGERS = 0.3  # share of the family passages that also tell of somebody else
+_NOBODY = 0.2  # share of the passages after which somebody is asked about who does not occur in them
 _HARMLESS = (
     "job",
     "age",
@@ -56,13 +57,16 @@ def family_passage(family: Section, rng: random.Random, held_out: bool) -> Passa
     """A new passage of `family`; one wording is drawn for each question."""
     values = draw_all(family.head, rng, held_out)
     told: list[str] = []
+    before = True
     for tag, text in family.lines:
-        if tag == "P" or (tag == "O" and (len(told) < 2 or rng.random() < _TELL_OPTIONAL)):
+        optional = tag == "O" or (tag == "C" and before)
+        before = tag == "P" or (optional and (len(told) < 2 or rng.random() < _TELL_OPTIONAL))
+        if before:
             told.append(rng.choice(text.split(" | ")))
     known = set().union(*map(_slots, told))
     answerable, unanswerable = [], []
     for tag, text in family.lines:
-        if tag in "PO":
+        if tag in "POC":
             continue
         fitting = [each for each in text.split(" | ") if _named(each) <= known]
         if not fitting:
@@ -139,6 +143,14 @@ def with_stranger(read: Passage, rng: random.Random, held_out: bool) -> Passage:
     return replace(read, text=" ".join(text), answerable=(*read.answerable, *_trait_questions(told, rng)))
 
 
+def about_nobody(read: Passage, rng: random.Random, held_out: bool) -> str:
+    """A question about a person who does not occur in the passage."""
+    trait = rng.choice(sections("portraits"))
+    while (who := draw("person", rng, held_out)[""]) in read.text:
+        pass
+    return sentence(rng.choice(trait["Q"]), {"who": who})
+
+
 def span(text: str, words: str) -> str:
     """`words` as they stand in `text` (a sentence may have given them a capital)."""
     at = text.find(words)
@@ -153,7 +165,11 @@ def passages(rng: random.Random, held_out: bool = False) -> Iterator[Passage]:
     while True:
         family = families.draw()
         read = family_passage(family, rng, held_out) if family else portrait_passage(rng, held_out)
-        yield with_stranger(read, rng, held_out) if family and rng.random() < _STRANGERS else read
+        if family and rng.random() < _STRANGERS:
+            read = with_stranger(read, rng, held_out)
+        if rng.random() < _NOBODY:
+            read = replace(read, unanswerable=(*read.unanswerable, about_nobody(read, rng, held_out)))
+        yield read
 
 
 def about(read: Passage, rng: random.Random, turns: int, *, split: str, id: str, noise: float = 0.25) -> Conversation:
@@ -169,7 +185,10 @@ def about(read: Passage, rng: random.Random, turns: int, *, split: str, id: str,
             question, words = known.pop()
             found = span(read.text, words)
             answers = (f"{found}.", found)
-        if rng.random() < noise:
+        if (roll := rng.random()) < noise / 4:
+            lead = rng.choice(section("fillers", "lead")["-"])
+            question = fill(lead, {"question": uncapitalised(question) if ", {" in lead else question})
+        elif roll < noise:
             question = dressed(question, rng, keep=read.text)
         said += exchange(question, answers[0])
     return Conversation(tuple(said), read.text, answers, "reading", split, id)

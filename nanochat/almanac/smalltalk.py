@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from ..qa import Conversation
 from .asking import dressed, single
 from .grammar import Deck, Section, Values, fill, joined, sections, sentence
-from .pools import draw_all, pool
+from .pools import composed, draw_all, pool
 
 _WORDS = ("things", "foods", "colours", "days", "jobs", "pets", "sports", "months")
 
@@ -22,9 +22,16 @@ def held_out_argument(*parts: object) -> bool:
     return zlib.crc32(" ".join(map(str, parts)).encode()) % 6 == 0
 
 
+def _word(rng: random.Random, held_out: bool) -> str:
+    """A word of some pool; in training as often one that nobody knows, which can only be copied."""
+    if not held_out and rng.random() < 0.5:
+        return composed(rng, held_out).lower()
+    return rng.choice(pool(rng.choice(_WORDS)))
+
+
 def _words(rng: random.Random, held_out: bool, count: int) -> list[str]:
     while True:
-        words = [rng.choice(pool(rng.choice(_WORDS))) for _ in range(count)]
+        words = [_word(rng, held_out) for _ in range(count)]
         if len({*words}) == count and " " not in "".join(words) and held_out_argument(*words) == held_out:
             return words
 
@@ -66,7 +73,7 @@ def _ends(rng: random.Random, held_out: bool) -> Values:
 
 def _spell(rng: random.Random, held_out: bool) -> Values:
     while True:
-        word = rng.choice(pool(rng.choice(_WORDS)))
+        word = _word(rng, held_out)
         if word.isalpha() and len(word) <= 6 and held_out_argument(word) == held_out:
             return {"word": word.lower(), "letters": "-".join(word.lower())}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 
 from ..qa import Conversation
@@ -12,25 +13,7 @@ from .pools import draw_all
 
 _CAST = "hero=heroes friend=friends trait=traits home=homes spot=spots day=days weather=weathers water=waters"
 _SHE, _HE = ("princess", "witch", "girl", "hen", "cow"), ("king", "wizard", "boy", "knight", "giant")
-_REQUESTS = (
-    "Tell me a story about {a hero}.",
-    "Tell me a story about {a hero}!",
-    "Can you tell me a story about {a hero}?",
-    "Please tell me a story about {a hero}.",
-    "I want to hear a story about {a hero}.",
-    "A story about {a hero}, please.",
-    "Write a story about {a hero}.",
-    "Do you know a story about {a hero}?",
-    "Tell a short story about {a hero}.",
-    "Story about {a hero}",
-)
-_ANY = (
-    "Tell me a story.",
-    "Tell me a story!",
-    "Can you tell me a story?",
-    "I want to hear a story.",
-    "A story, please.",
-)
+_NO_PLOTS = ("request", "continue", "opening", "ending")
 
 
 def story(plot: Section, rng: random.Random) -> tuple[str, Values]:
@@ -45,7 +28,7 @@ def story(plot: Section, rng: random.Random) -> tuple[str, Values]:
 
 
 def _tellings(rng: random.Random) -> Iterator[tuple[str, Values]]:
-    plots = Deck([each for each in sections("stories") if each.name not in ("opening", "ending")], rng)
+    plots = Deck([each for each in sections("stories") if each.name not in _NO_PLOTS], rng)
     while True:
         yield story(plots.draw(), rng)
 
@@ -56,8 +39,19 @@ def plain_stories(rng: random.Random) -> Iterator[str]:
 
 
 def story_talk(rng: random.Random, split: str, prefix: str) -> Iterator[Conversation]:
-    """`Tell me a story about a fox.` and the like, without end."""
+    """`Tell me a story about a fox.` and the like, without end; one in five gives the beginning and asks for the rest."""
     for number, (text, values) in enumerate(_tellings(rng)):
-        request = rng.choice(_ANY) if rng.random() < 0.15 else sentence(rng.choice(_REQUESTS), values)
-        question = dressed(request, rng, values["hero"])
+        begun = rng.random() < 0.2
+        if begun:
+            start, text = _cut(text, rng)
+            values = {**values, "start": start}
+        request = sentence(rng.choice(section("stories", "continue" if begun else "request")["-"]), values)
+        question = request if begun else dressed(request, rng, values["hero"])
         yield single(question, (text,), skill="stories", split=split, id=f"{prefix}/{number}")
+
+
+def _cut(text: str, rng: random.Random) -> tuple[str, str]:
+    """The first two to four sentences, and the rest."""
+    sentences = re.split(r"(?<=[.!?]) (?=[A-Z][a-z]+ )", text)
+    at = rng.randint(2, 4)
+    return " ".join(sentences[:at]), " ".join(sentences[at:])

@@ -102,7 +102,7 @@ def compare(what: str, got: Any, wanted: Any, tolerance: float = 1e-4) -> str | 
         return f"{what} should have the shape {wanted.shape}, yours has {got.shape}."
     if _same(got, wanted, tolerance):
         return None
-    if np.ndim(wanted) > 1:
+    if isinstance(wanted, np.ndarray) and wanted.ndim > 1:
         return f"{what} should be\n{_shown(wanted)}\nand yours is\n{_shown(got)}"
     return f"{what} should be {_shown(wanted)}, yours is {_shown(got)}."
 

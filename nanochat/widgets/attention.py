@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import ipywidgets as widgets
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from ..model import GPT, attend
 from ..plotstyle import INK, new_figure, plain, png
 from ..tokenizer import Tokenizer
 from . import static
+from .markup import escape
 from .tokens import visible
 
 _TOKENS = 24  # of a text that are shown: more cannot be read in a grid
@@ -53,9 +53,9 @@ def _read(model: GPT, tok: Tokenizer, text: str) -> tuple[Tensor, list[str]]:
     return attention_weights(model, ids), [visible(tok.token_bytes(id)) for id in ids]
 
 
-def _masked(weights: Tensor) -> Tensor:
+def _masked(weights: Tensor) -> np.ndarray:
     """What lies in the future is no number: the figures show it as masked."""
-    return weights.masked_fill(torch.ones(weights.shape[-2:]).triu(1).bool(), float("nan"))
+    return weights.masked_fill(torch.ones(weights.shape[-2:]).triu(1).bool(), float("nan")).numpy()
 
 
 def habits(weights: Tensor) -> Tensor:

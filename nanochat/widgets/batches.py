@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 
 import ipywidgets as widgets
 import numpy as np
@@ -11,11 +10,13 @@ import numpy as np
 from ..packing import IGNORE
 from ..tokenizer import Tokenizer
 from . import static
+from .markup import escape
 from .tokens import COLOURS, INK, visible
 
 Batch = Sequence[np.ndarray]  # x, y and perhaps docs, each (B, T)
 _COLUMNS = 12  # positions side by side
-_GREY = "#8a8a8a"
+_GREY = "#8a8a8a"  # readable on light and dark pages
+_CENTRED = "text-align:center"
 
 
 def sentence(batch: Batch) -> str:
@@ -38,7 +39,7 @@ def batch_html(tok: Tokenizer, batch: Batch, row: int = 0, start: int = 0, width
     lines = []
     for first in range(start, min(start + width, len(x)), _COLUMNS):
         places = range(first, min(first + _COLUMNS, start + width, len(x)))
-        numbers = "".join(f"<td><small>{place}</small></td>" for place in places)
+        numbers = "".join(f'<td style="{_CENTRED}"><small>{place}</small></td>' for place in places)
         inputs = "".join(_cell(tok, int(x[place]), int(docs[place])) for place in places)
         targets = "".join(_target(tok, x, y, place, masked) for place in places)
         lines.append(
@@ -50,36 +51,49 @@ def batch_html(tok: Tokenizer, batch: Batch, row: int = 0, start: int = 0, width
 
 
 def _cell(tok: Tokenizer, id: int, doc: int) -> str:
-    style = f"background:{COLOURS[doc % len(COLOURS)]};color:{INK}"
-    return f'<td style="{style}" title="id {id}"><code>{escape(visible(tok.token_bytes(id)))}</code></td>'
+    style = f"background:{COLOURS[doc % len(COLOURS)]};color:{INK};{_CENTRED}"
+    return f'<td style="{style}" title="id {id}">{_code(escape(visible(tok.token_bytes(id))))}</td>'
+
+
+def _code(text: str) -> str:
+    return f'<code style="background:none;color:inherit">{text}</code>'
 
 
 def _target(tok: Tokenizer, x: np.ndarray, y: np.ndarray, place: int, masked: bool) -> str:
     if y[place] != IGNORE:
         text = escape(visible(tok.token_bytes(int(y[place]))))
-        return f'<td title="id {y[place]}"><code>{f"<b>{text}</b>" if masked else text}</code></td>'
+        shown = _code(f"<b>{text}</b>" if masked else text)
+        return f'<td style="{_CENTRED}" title="id {y[place]}">{shown}</td>'
     text = escape(visible(tok.token_bytes(int(x[place + 1])))) if place + 1 < len(x) else "…"
-    return f'<td style="color:{_GREY}" title="no loss">({text})</td>'
+    return f'<td style="color:{_GREY};{_CENTRED}" title="no loss">({text})</td>'
 
 
-def viewer(tok: Tokenizer, make: Callable[[int], Batch]) -> widgets.Widget:
+def viewer(tok: Tokenizer, make: Callable[[int], Batch], row: int = 0, start: int = 0) -> widgets.Widget:
     """The batches make(0), make(1), …: sliders choose the step, the row and where in the row to look."""
-    x = make(0)[0]
-    step = widgets.IntSlider(0, 0, 99, description="step", continuous_update=False)
-    row = widgets.IntSlider(0, 0, len(x) - 1, description="row")
-    start = widgets.IntSlider(0, 0, max(0, x.shape[1] - _COLUMNS), step=_COLUMNS, description="position")
+    rows, length = np.asarray(make(0)[0]).shape
+    steps = widgets.IntSlider(0, 0, 99, description="step", continuous_update=False)
+    which = widgets.IntSlider(row, 0, rows - 1, description="row")
+    place = widgets.IntSlider(start, 0, (length - 1) // _COLUMNS * _COLUMNS, step=_COLUMNS, description="position")
     out = widgets.HTML()
 
-    def render() -> str:
-        batch = make(step.value)
-        return batch_html(tok, batch, row.value, start.value) + f"<p>{sentence(batch)}</p>"
-
-    static.follow(render, out, [step, row, start])
-    return widgets.VBox([widgets.HBox([step, row, start]), out])
+    static.follow(lambda: _with_sentence(tok, make(steps.value), which.value, place.value), out, [steps, which, place])
+    return widgets.VBox([widgets.HBox([steps, which, place]), out])
 
 
-def view(tok: Tokenizer, make: Callable[[int], Batch], row: int = 0) -> None:
-    """Show the viewer, and print what the first batch holds; saved notebooks keep one row of it as a table."""
+def first_look(batch: Batch) -> tuple[int, int]:
+    """(row, start): where a first look sees most, at the answer that comes first."""
+    carries = np.asarray(batch[1]) != IGNORE
+    first = np.where(carries.any(axis=1), carries.argmax(axis=1), carries.shape[1])
+    row = int(first.argmin())
+    return row, max(0, (int(first[row]) // _COLUMNS - 1) * _COLUMNS)
+
+
+def view(tok: Tokenizer, make: Callable[[int], Batch]) -> None:
+    """Show the viewer; saved notebooks keep a part of the first batch as a table."""
     batch = make(0)
-    static.show(viewer(tok, make), batch_html(tok, batch, row), sentence(batch))
-    print(sentence(batch))
+    row, start = first_look(batch)
+    static.show(viewer(tok, make, row, start), _with_sentence(tok, batch, row, start), sentence(batch))
+
+
+def _with_sentence(tok: Tokenizer, batch: Batch, row: int, start: int) -> str:
+    return f"{batch_html(tok, batch, row, start)}<p>{sentence(batch)}</p>"

@@ -33,6 +33,13 @@ def show(widget: w.DOMWidget, visible: bool) -> None:
     widget.layout.display = None if visible else "none"
 
 
+def toggle(widget: w.DOMWidget) -> bool:
+    """Show what is hidden, or hide what is shown; returns whether it is shown now."""
+    opening = widget.layout.display == "none"
+    show(widget, opening)
+    return opening
+
+
 def row(*children: w.Widget) -> w.HBox:
     """Things side by side, wrapping where it is narrow."""
     return w.HBox(children, layout=w.Layout(flex_flow="row wrap", align_items="center"))
@@ -113,9 +120,7 @@ class AnswerView:
         return w.VBox([self.comment, self.correction, row(self.save, self.saved)])
 
     def _toggle_form(self) -> None:
-        opening = self.form.layout.display == "none"
-        show(self.form, opening)
-        if opening:
+        if toggle(self.form):
             self.comment.focus()
 
     def _save(self) -> None:
@@ -134,10 +139,9 @@ class AnswerView:
         self.saved.value = markup.dim("Saved, thank you." if changed else "Nothing new to save.")
 
     def _toggle_why(self) -> None:
-        opening = self.inside.layout.display == "none"
-        if opening and not self.inside.children:
+        if not self.inside.children:
             self.inside.children = (look_inside(self.app.session.why(self.answer), self.app.guard),)
-        show(self.inside, opening)
+        toggle(self.inside)
 
 
 def _seen(text: str) -> str:

@@ -20,9 +20,13 @@ STYLE = """<style>
 .nc .widget-html-content { line-height: 1.45; height: auto; }
 .nc .widget-html { height: auto; }
 .nc .widget-inline-hbox .widget-label { width: auto; min-width: 4.5em; text-align: start; }
-.nc-log { border: 1px solid var(--nc-line); border-radius: 6px; background: var(--nc-paper); padding: 8px; }
+.nc-log { border: 1px solid var(--nc-line); border-radius: 6px; background: var(--nc-paper); padding: 8px;
+  margin-bottom: 6px; }
 /* boxes would rather shrink, and hide what is in them, than let the log scroll */
 .nc-log .widget-box { flex-shrink: 0; overflow: visible; }
+.nc-log .widget-hbox { column-gap: 8px; }
+.nc-settings { max-width: 34em; }
+.nc-settings > * { width: auto; }
 .nc-answer { margin-bottom: 10px; min-width: 0; }
 .nc-bubble { display: inline-block; max-width: 100%; box-sizing: border-box; padding: 7px 12px; border-radius: 14px;
   white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; text-align: start; color: var(--nc-ink);
@@ -45,7 +49,7 @@ STYLE = """<style>
 .nc-tokens .nc-here { outline: 2px solid var(--nc-accent); }
 .nc-table { border-collapse: collapse; }
 .nc-table th, .nc-table td { border-bottom: 1px solid var(--nc-line); padding: 3px 8px; text-align: start;
-  vertical-align: top; overflow-wrap: break-word; white-space: pre-wrap; max-width: 20em; }
+  vertical-align: top; overflow-wrap: break-word; white-space: pre-wrap; max-width: 22em; }
 .nc-table th { white-space: nowrap; }
 .nc-scroll { overflow: auto; max-height: 320px; }
 </style>"""

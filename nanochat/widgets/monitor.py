@@ -70,7 +70,9 @@ def curve_html(records: Records, curve: str = "Loss") -> str:
     """One of CURVES as a picture with its sentence."""
     figure, text = CURVES[curve](records)
     source = base64.b64encode(png(figure, dpi=100)).decode()
-    return f'<img alt="{escape(text)}" src="data:image/png;base64,{source}" style="max-width:100%"><p>{escape(text)}</p>'
+    return (
+        f'<img alt="{escape(text)}" src="data:image/png;base64,{source}" style="max-width:100%"><p>{escape(text)}</p>'
+    )
 
 
 def samples_html(records: Records) -> str:
@@ -97,8 +99,8 @@ def panel_html(records: Records) -> str:
 class Monitor:
     """A training that can be started, stopped and gone on with, and its panel `widget`.
 
-    Until it is started the panel shows `before`, records of an earlier training. Methods do what clicks do; `join` waits
-    for the worker.
+    Until it is started the panel shows `before`, records of an earlier training. Methods do what clicks do; `join`
+    waits for the worker.
     """
 
     def __init__(self, train: Train, before: Records = ()):

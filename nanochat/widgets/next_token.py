@@ -52,8 +52,8 @@ class Inspection:
         first = self.candidates[0]
         return (
             f"Most likely next: {first.text!r}, {first.before:.1%} before the settings and {first.after:.1%} after; "
-            f"{self.possible:,} of {self.vocab_size:,} tokens can be drawn; the choice went from {self.bits_before:.2f} "
-            f"to {self.bits_after:.2f} bits."
+            f"{self.possible:,} of {self.vocab_size:,} tokens can be drawn; the choice went from "
+            f"{self.bits_before:.2f} to {self.bits_after:.2f} bits."
         )
 
 
@@ -70,8 +70,8 @@ def _entropy_bits(probs: Tensor) -> float:
 def next_probs(model: GPT, ids: list[int], **sampling: Any) -> tuple[Tensor, Tensor]:
     """The probabilities (V,) of the token after `ids`: the model's own, and those that `sampling` draws from.
 
-    `sampling` is what `generate.next_token_probs` takes. Longer texts than the context are cropped from the left. Raises
-    UserError for no ids, or for settings that mean nothing.
+    `sampling` is what `generate.next_token_probs` takes. Longer texts than the context are cropped from the left.
+    Raises UserError for no ids, or for settings that mean nothing.
     """
     if not ids:
         raise UserError("there is nothing to continue; type some text")
@@ -84,7 +84,9 @@ def next_probs(model: GPT, ids: list[int], **sampling: Any) -> tuple[Tensor, Ten
 def inspect(model: GPT, tok: Tokenizer, ids: list[int], *, n: int = 12, **sampling: Any) -> Inspection:
     """The n most likely tokens after `ids`; no setting changes their order. Takes and raises what `next_probs` does."""
     before, after = next_probs(model, ids, **sampling)
-    best = before.topk(min(n, len(before))).indices.tolist()
+    # equal ones, which a capped head may give, stand in the order in which sampling keeps them
+    ranked = after.argsort(descending=True, stable=True)
+    best = ranked[before[ranked].argsort(descending=True, stable=True)][:n].tolist()
     return Inspection(
         tuple(Candidate(id, visible(tok.token_bytes(id)), before[id].item(), after[id].item()) for id in best),
         int((after > 0).sum()),
@@ -116,9 +118,7 @@ def inspection_html(inspection: Inspection) -> str:
     )
     names = ("token", "id", "as the model says", "as it is drawn")
     head = "".join(f'<th style="text-align:left">{name}</th>' for name in names)
-    return (
-        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table><p>{escape(inspection.sentence())}</p>"
-    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table><p>{escape(inspection.sentence())}</p>"
 
 
 def explorer(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> widgets.Widget:

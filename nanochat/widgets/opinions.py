@@ -53,30 +53,23 @@ def summary(opinions: list[Opinion]) -> str:
     return markup.bars(rows) + markup.dim(f"{text}.")
 
 
+def in_words(opinion: Opinion) -> str:
+    """Everything a person said about an answer, a line each."""
+    lines = [verdict(opinion), opinion.comment, opinion.correction and f"Better: {opinion.correction}"]
+    return "\n".join(line for line in lines if line and line != "–")
+
+
 def as_table(opinions: list[Opinion]) -> str:
     """The opinions, newest first."""
     rows = []
     for opinion in reversed(opinions[-_SHOWN:]):
         record = opinion.record
         answers = record.responses
-        text = (
-            "\n".join(f"{name}: {answer}" for name, answer in zip("AB", answers, strict=True))
-            if len(answers) == 2
-            else answers[0]
-        )
+        named = [f"{name}: {answer}" for name, answer in zip("AB", answers, strict=False)]
         when = record.time[:16].replace("T", " ")
-        rows.append(
-            (
-                when,
-                record.stage,
-                record.conversation.question,
-                text,
-                verdict(opinion),
-                opinion.comment,
-                opinion.correction,
-            )
-        )
-    return markup.table(("Time (UTC)", "Stage", "Question", "Answer", "Feedback", "Comment", "Better answer"), rows)
+        texts = (record.conversation.question, "\n".join(named) if len(answers) > 1 else answers[0], in_words(opinion))
+        rows.append((f"{when}\n{record.stage}", *texts))
+    return markup.table(("When (UTC)", "Question", "Answer", "Feedback"), rows)
 
 
 class OpinionsView:

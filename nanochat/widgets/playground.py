@@ -6,7 +6,6 @@ A thin view of `ChatSession`. Answers are written by a worker thread, so that bu
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,16 +18,10 @@ from .. import chat, checkpoint, devices, feedback, stages
 from ..chat import ChatSession, Settings
 from ..config import UserError
 from . import markup, static
-from .exchange import ExchangeView, button, row, show
+from .captions import EXAMPLES, chat_name, describe, sample_exchange, unavailable
+from .exchange import ExchangeView, button, row, show, toggle
 from .opinions import OpinionsView
 
-EXAMPLES = (
-    ("What is the capital of France?", ""),
-    ("Who wrote '1984'?", ""),
-    ("How many planets are in our solar system?", ""),
-    ("Tell me a story about a cat.", ""),
-    ("Who has a red boat?", "Anna has a red boat. Ben has a green kite. They play by the river."),
-)
 _CHATS = 10  # earlier ones to choose from
 _FRAME = 1 / 15  # seconds between updates of an answer: more would only keep the browser busy
 
@@ -63,8 +56,13 @@ class Playground:
         self.log = w.VBox()
         self._to_the_end()
         self.status = w.HTML()
+        # Sent whole, when it is left or with Enter: letters that are sent one by one queue up behind a busy kernel, and a
+        # click on Send would overtake the last ones.
         self.message = w.Text(
-            description="Message", placeholder="ask something, then press Enter", layout=w.Layout(flex="1 1 16em")
+            description="Message",
+            placeholder="ask something, then press Enter",
+            continuous_update=False,
+            layout=w.Layout(flex="1 1 16em"),
         )
         # What on_submit does, without its deprecation: Text sends this event for each Enter, repeated text included.
         self.message.on_msg(lambda _, content, buffers: content.get("event") == "submit" and self._entered())
@@ -83,13 +81,19 @@ class Playground:
             rows=3,
             layout=w.Layout(width="100%"),
         )
-        more = w.Accordion([self.passage, self._settings()], titles=("Passage to ask about", "Settings"))
+        self.settings = self._settings()
+        # Not an Accordion: its titles cannot be reached by keyboard.
+        panels = {"Passage": self.passage, "Settings": self.settings}
+        self.openers = row(*(button(name, lambda p=p: toggle(p), self.guard) for name, p in panels.items()))
+        for panel in panels.values():
+            show(panel, False)
         self.feedback = OpinionsView(self)
         talk = w.VBox(
             [
                 row(self.model, self.about), self.earlier, self.log, self.examples,
                 row(self.message, self.send, self.stop),
-                row(self.compare, self.regenerate, self.new_chat, self.budget), self.status, more,
+                row(self.compare, self.regenerate, self.new_chat, self.openers, self.budget),
+                self.status, self.passage, self.settings,
             ]
         )  # fmt: skip
         tabs = w.Tab([talk, self.feedback.box], titles=("Chat", "Feedback"))
@@ -99,8 +103,8 @@ class Playground:
         self._list_chats()
 
     def _settings(self) -> w.Widget:
-        style, layout = {"description_width": "11em"}, w.Layout(width="min(100%, 34em)")
-        common = {"style": style, "layout": layout, "continuous_update": False}
+        style = {"description_width": "11em"}
+        common = {"style": style, "layout": w.Layout(width="auto"), "continuous_update": False}
         default = self.session.settings
         self.temperature = w.FloatSlider(
             default.temperature, min=0, max=2, step=0.1, description="Temperature", **common
@@ -109,12 +113,14 @@ class Playground:
         self.top_p = w.FloatSlider(1.0, min=0.05, max=1, step=0.05, description="Top-p (1: all)", **common)
         self.length = w.BoundedIntText(default.max_new_tokens, min=1, max=4096, description="Longest answer", **common)
         self.seed = w.BoundedIntText(default.seed, min=0, max=2**31, description="Seed", **common)
-        self.remember = w.Checkbox(True, description="Remember earlier turns", style=style, layout=layout)
+        self.remember = w.Checkbox(True, description="Remember earlier turns", style=style)
         fields = [self.temperature, self.top_k, self.top_p, self.length, self.seed, self.remember]
         for field in fields:
             field.observe(lambda change: self.guard(self._apply_settings), names="value")
         hint = "Temperature 0 always takes the most likely token; above 0 answers vary with the seed."
-        return w.VBox([*fields, w.HTML(markup.dim(hint))])
+        box = w.VBox([*fields, w.HTML(markup.dim(hint))])
+        box.add_class("nc-settings")
+        return box
 
     def _apply_settings(self) -> None:
         self.session.settings = Settings(
@@ -163,7 +169,7 @@ class Playground:
     # asking
 
     def _entered(self) -> None:
-        # The last letters typed may still be on their way when Enter arrives: they are let in first.
+        # The text itself arrives right behind this event: it is let in first.
         try:
             asyncio.get_running_loop().call_later(0.1, self.guard, self.ask)
         except RuntimeError:  # no loop: this is no kernel
@@ -317,68 +323,6 @@ class Playground:
         self._list_chats()
         self._refresh()
         self.say("")
-
-
-def chat_name(path: Path) -> str:
-    """When a saved chat began, and its first question."""
-    stamp = path.stem
-    when = f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]} {stamp[9:11]}:{stamp[11:13]}"
-    try:
-        first = json.loads(path.read_text(encoding="utf-8"))["exchanges"][0]["question"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return f"{when} (damaged)"
-    return f"{when} {first[:40]}"
-
-
-def describe(loaded: checkpoint.Checkpoint) -> str:
-    """A model's size and score in one line."""
-    n_params, meta = loaded.model.n_params(), loaded.meta
-    parts = [
-        f"{n_params / 1e6:.1f} M parameters" if n_params >= 1e6 else f"{n_params:,} parameters",
-        f"context of {loaded.model.config.block_size} tokens",
-    ]
-    if (right := _held_out_score(loaded)) is not None:
-        parts.append(f"{right:.0%} of held-out questions right")
-    elif meta.get("val_bpb") is not None:
-        parts.append(f"{meta['val_bpb']:.2f} bits per byte")
-    if meta["stage"] == "base_model":
-        parts.append("continues texts, not taught to answer yet")
-    return " · ".join(parts)
-
-
-def _held_out_score(loaded: checkpoint.Checkpoint) -> float | None:
-    """The share of held-out questions answered right, if this model has a report card."""
-    try:
-        card = json.loads((loaded.path.parent / f"{loaded.meta['stage']}_card.json").read_text(encoding="utf-8"))
-        if card["model"]["fingerprint"] != loaded.meta["fingerprint"]:
-            return None
-        rows = [row for row in card["scores"] if row["skill"] == "all"]
-        return sum(row["em"] * row["n"] for row in rows) / sum(row["n"] for row in rows)
-    except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError):
-        return None
-
-
-def unavailable(reason: UserError) -> dict[str, str]:
-    """What stands in for a playground without a model."""
-    text = (
-        "There is no model to talk to here. Run `nanochat course` in a terminal, or the notebooks 03_pretraining and "
-        f"04_qa_finetuning; then run this cell again.\n({reason})"
-    )
-    lines = "<br>".join(map(markup.escape, text.splitlines()))
-    return {"text/html": f"{markup.STYLE}<div class='nc'><div class='nc-log'>{lines}</div></div>", "text/plain": text}
-
-
-def sample_exchange(session: ChatSession) -> tuple[str, str]:
-    """A first question and what this model answers, as (HTML, text): a playground where nothing runs."""
-    question = EXAMPLES[0][0]
-    aside = ChatSession(session.loaded, notice=lambda sentence: None)
-    answer = "".join(aside.reply(question)).strip() or "(nothing)"
-    lines = (
-        f"A chat with {session.run} ({session.stage}); run this cell to use it.",
-        f"You: {question}",
-        f"Model: {answer}",
-    )
-    return "".join(f"<p>{markup.escape(line)}</p>" for line in lines), "\n".join(lines)
 
 
 def playground(run: str | None = None, stage: str | None = None) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from ipywidgets import Widget
 
+from .markup import escape
+
 
 def bundle(widget: Widget, html: str, text: str) -> dict[str, Any]:
     """The widget as one output that notebooks show live if they can, else as `html`, else as `text`."""
@@ -40,6 +42,4 @@ def follow(render: Callable[[], str], out: Any, inputs: list[Any]) -> Callable[[
 
 def error_html(error: Exception) -> str:
     """An error as one line of HTML."""
-    from html import escape
-
     return f"<p><b>That did not work.</b> {escape(str(error) or type(error).__name__)}</p>"

@@ -9,13 +9,13 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 import ipywidgets as widgets
 
 from ..tokenizer import GPT2_FILES, Tokenizer, gpt2, steps
 from . import static
+from .markup import escape
 
 # Light grounds under dark letters: readable on light and dark pages alike
 COLOURS = ("#cfe3f5", "#fbe3c2", "#cdebdd", "#f6d5dd", "#e2dbf4", "#f3efb8")

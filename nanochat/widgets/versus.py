@@ -22,7 +22,7 @@ def answers(models: Models, conversations: Sequence[Conversation], max_new_token
 
 
 def answers_html(conversations: Sequence[Conversation], said: Mapping[str, Sequence[str]]) -> str:
-    """A row for each conversation (passage, question, the accepted answer where one is known), a column for each model."""
+    """A row for each conversation: its passage, its question, accepted answers where they are known, each model's."""
     known = any(conv.answers for conv in conversations)
     head = ["question", *(["accepted"] if known else []), *said]
     rows = []
@@ -38,9 +38,9 @@ def answers_html(conversations: Sequence[Conversation], said: Mapping[str, Seque
 
 def explorer(models: Models, question: str, passage: str = "") -> widgets.Widget:
     """A question to type, with or without a passage, and what each model answers."""
-    wide = {"width": "98%"}
-    asked = widgets.Text(question, placeholder="Ask something.", continuous_update=False, layout=wide)
-    read = widgets.Textarea(passage, placeholder="A passage to read, if you like.", continuous_update=False, layout=wide)
+    late = {"continuous_update": False, "layout": {"width": "98%"}}  # models answer when the typing is done
+    asked = widgets.Text(question, placeholder="Ask something.", **late)
+    read = widgets.Textarea(passage, placeholder="A passage to read, if you like.", **late)
     out = widgets.HTML()
 
     def render() -> str:

@@ -1,0 +1,282 @@
+"""The playground in a real JupyterLab, driven as a person would: by typing, clicking and pressing keys.
+
+Set NANOCHAT_SCREENSHOTS to a folder to keep the pictures that are taken on the way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tiny import ANSWERS, tiny_checkpoint
+
+playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+expect = playwright_api.expect
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: install one to run the browser tests"),
+]
+WAIT = 60_000  # milliseconds: a busy machine takes its time to start a kernel
+
+# The tiny model answers faster than anybody can press Stop: it is made as slow as one of some hundred million weights.
+SLOW = """
+import time
+from nanochat import answers
+
+quick = answers.stream
+
+def slow(*args, **kwargs):
+    for token in quick(*args, **kwargs):
+        time.sleep(0.1)
+        yield token
+
+answers.stream = slow
+"""
+SHOW = "from nanochat.widgets import playground\nplayground('tiny')"
+
+
+class Lab:
+    """A JupyterLab of its own, with a project folder that has one tiny model."""
+
+    def __init__(self, folder: Path):
+        self.home, self.work, self.settings = folder / "home", folder / "work", folder / "settings"
+        tiny_checkpoint(self.home)
+        self.work.mkdir()
+        self.theme("Light")
+        cells = [nbformat.v4.new_code_cell(SLOW, id="slow"), nbformat.v4.new_code_cell(SHOW, id="show")]
+        notebook = nbformat.v4.new_notebook(cells=cells)
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, self.work / "play.ipynb")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        self.log = (folder / "lab.log").open("w")
+        command = [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--no-browser",
+            "--allow-root",
+            f"--port={self.url.split(':')[2]}",
+        ]
+        options = [
+            "--ServerApp.token=",
+            "--ServerApp.password=",
+            "--LabApp.news_url=None",
+            f"--ServerApp.root_dir={self.work}",
+        ]
+        root = Path(__file__).resolve().parents[2]
+        places = {
+            "NANOCHAT_HOME": str(self.home),
+            "JUPYTERLAB_SETTINGS_DIR": str(self.settings),
+            "PYTHONPATH": str(root),
+        }
+        self.process = subprocess.Popen(
+            [*command, *options], env={**os.environ, **places}, stdout=self.log, stderr=subprocess.STDOUT
+        )
+
+    def theme(self, name: str) -> None:
+        folder = self.settings / "@jupyterlab" / "apputils-extension"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "themes.jupyterlab-settings").write_text(json.dumps({"theme": f"JupyterLab {name}"}))
+        quiet = {"fetchNews": "false", "checkForUpdates": False}
+        (folder / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/status", timeout=10):
+                return True
+        except urllib.error.URLError:
+            return False
+
+    def records(self) -> list[dict]:
+        path = self.home / "data" / "feedback" / "tiny.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    yield lab
+    lab.process.terminate()
+    lab.process.wait(60)
+    lab.log.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright_api.Browser]:
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(lab: Lab, browser: playwright_api.Browser) -> Iterator[playwright_api.Page]:
+    """A page with the notebook run from a fresh kernel."""
+    page = browser.new_page(viewport={"width": 1100, "height": 1000})
+    page.set_default_timeout(WAIT)
+    expect.set_options(timeout=WAIT)
+    failures = []
+    page.on("dialog", lambda dialog: (failures.append(f"a script ran: {dialog.message}"), dialog.dismiss()))
+    page.on("pageerror", lambda error: failures.append(str(error)))
+    for _ in range(WAIT // 500):
+        if lab.answers():
+            break
+        page.wait_for_timeout(500)
+    try:
+        open_and_run(lab, page)
+    except Exception:
+        page.screenshot(path="/tmp/lab/pics/fail.png")
+        raise
+    yield page
+    page.close()
+    assert failures == []
+
+
+def open_and_run(lab: Lab, page: playwright_api.Page) -> None:
+    page.goto(f"{lab.url}/lab/tree/play.ipynb?reset")
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_text("Restart Kernel and Run All Cells…").click()
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    page.get_by_role("button", name="Send", exact=True).wait_for()
+
+
+def press(page: playwright_api.Page, name: str, which: int = -1) -> playwright_api.Locator:
+    buttons = page.get_by_role("button", name=name, exact=True)
+    button = buttons.nth(which) if which >= 0 else buttons.last
+    button.click()
+    return button
+
+
+def say(page: playwright_api.Page, text: str) -> None:
+    """Type at full speed and press Enter at once."""
+    page.get_by_label("Message").click()
+    page.keyboard.type(text)
+    page.keyboard.press("Enter")
+
+
+def finished(page: playwright_api.Page, n: int) -> None:
+    """Wait until n answers have their buttons."""
+    expect(page.get_by_role("button", name="Helpful", exact=True)).to_have_count(n)
+    expect(page.locator(".nc-writing")).to_have_count(0)
+
+
+def picture(page: playwright_api.Page, name: str) -> None:
+    if folder := os.environ.get("NANOCHAT_SCREENSHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def test_send_stream_stop_rate_comment_and_compare(page: playwright_api.Page, lab: Lab):
+    say(page, "count")
+    writing = page.locator(".nc-writing")
+    expect(writing).to_contain_text("two")
+    expect(writing).to_contain_text("three")
+    press(page, "Stop")
+    finished(page, 1)
+    expect(page.locator(".nc-bot")).not_to_contain_text("sixteen")
+    expect(page.get_by_text("· stopped")).to_be_visible()
+
+    say(page, "html")
+    finished(page, 2)
+    say(page, "<img src=x onerror=alert(1)><script>alert(2)</script>")
+    finished(page, 3)
+    expect(page.locator(".nc-user").last).to_have_text("<img src=x onerror=alert(1)><script>alert(2)</script>")
+
+    expect(press(page, "Helpful")).to_have_class(re.compile("mod-success"))
+    press(page, "Comment")
+    page.get_by_label("Comment").last.fill("made up")
+    page.get_by_label("Better answer").last.fill("I do not know that.")
+    press(page, "Save")
+    expect(page.get_by_text("Saved, thank you.")).to_be_visible()
+    press(page, "Why this word?")
+    expect(page.locator(".nc-tokens")).to_be_visible()
+
+    page.get_by_label("Message").click()
+    page.keyboard.type("hello")
+    press(page, "Compare")
+    finished(page, 5)
+    expect(press(page, "B is better")).to_have_class(re.compile("mod-success"))
+
+    records = lab.records()
+    assert [(r["kind"], r["value"], r["text"]) for r in records] == [
+        ("thumb", 1, ""), ("comment", None, "made up"), ("correction", None, "I do not know that."), ("choice", 1, ""),
+    ]  # fmt: skip
+    assert records[0]["conversation"]["turns"][-1]["text"].startswith("<img")
+
+    page.get_by_role("tab", name="Feedback").click()
+    expect(page.locator(".nc-table").last).to_contain_text("made up")
+    press(page, "Export preferences")
+    expect(page.get_by_role("link", name="Download")).to_be_visible()
+    picture(page, "playground-feedback")
+
+
+def test_everything_can_be_reached_by_keyboard(page: playwright_api.Page):
+    page.get_by_label("Message").click()
+    page.keyboard.type("hello")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_focused()
+    page.keyboard.press("Enter")
+    finished(page, 1)
+    expect(page.get_by_label("Message")).to_be_focused()
+    expect(page.locator(".nc-user")).to_have_text("hello")
+    expect(page.locator(".nc-bot")).to_have_text(ANSWERS["hello"])
+    reached = []
+    for _ in range(12):
+        page.keyboard.press("Shift+Tab")
+        reached.append(page.evaluate("document.activeElement.textContent"))
+    assert {"Helpful", "Not helpful", "Comment", "Why this word?"} <= set(reached)
+
+
+def test_a_chat_comes_back_after_the_kernel_was_restarted(page: playwright_api.Page, lab: Lab):
+    say(page, "wave")
+    finished(page, 1)
+    press(page, "Not helpful")
+    open_and_run(lab, page)
+    chats = page.get_by_label("Chats")
+    chats.select_option(index=1)
+    expect(page.locator(".nc-bot")).to_have_text(ANSWERS["wave"])
+    expect(page.get_by_role("button", name="Not helpful")).to_have_class(re.compile("mod-warning"))
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_both_themes_and_a_narrow_page_show_everything(lab: Lab, browser, page: playwright_api.Page, theme: str):
+    lab.theme(theme)
+    open_and_run(lab, page)
+    say(page, "hello")
+    finished(page, 1)
+    press(page, "Helpful")
+    press(page, "Why this word?")
+    page.get_by_label("Message").click()
+    page.keyboard.type("wave")
+    press(page, "Compare")
+    finished(page, 3)
+    colours = page.locator(".nc-bot .nc-bubble").first.evaluate(
+        "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
+    )
+    ink, paper = (sum(map(float, re.findall(r"[\d.]+", colour)[:3])) for colour in colours)
+    assert abs(ink - paper) > 250, f"hard to read: {colours}"
+    assert (ink < paper) == (theme == "Light")
+    picture(page, f"playground-{theme.lower()}")
+    page.set_viewport_size({"width": 560, "height": 1000})
+    press(page, "Settings")
+    expect(page.get_by_label("Temperature")).to_be_visible()
+    overflow = page.locator(".nc").first.evaluate("e => e.scrollWidth - e.clientWidth")
+    assert overflow <= 1, "something is wider than the page"
+    picture(page, f"playground-{theme.lower()}-narrow")

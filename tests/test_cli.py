@@ -1,0 +1,534 @@
+"""The console script: what each command prints, writes and returns."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import home
+import pytest
+
+from nanochat import checkpoint, cli, config, course, dataset, devices, paths, qa, stages
+from nanochat.trainer import StepReport
+
+COMMANDS = ("course", "prepare", "pretrain", "finetune", "evaluate", "ask", "sample", "chat", "lab")
+TINY = {"arch": "modern", "block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 32}
+TRAINING = ("--steps", "6", "--batch-size", "2", "--device", "cpu")
+NOTEBOOK = {
+    "cells": [
+        {
+            "cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "execution_count": None, "outputs": [],
+            "source": 'profile: str = "default"\nsteps: int = 0\ncorpus: str = ""\n',
+        }
+    ],
+    "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
+    "nbformat": 4, "nbformat_minor": 5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A project folder where one run went from text to answers by commands alone; what the commands printed is kept."""
+    folder = tmp_path_factory.mktemp("made")
+    home.write_corpus(folder)
+    home.write_questions(folder)
+    (folder / "notebooks").mkdir()
+    (folder / "notebooks" / "01_only.ipynb").write_text(json.dumps(NOTEBOOK))
+    with pytest.MonkeyPatch.context() as patch:
+        _settle(patch, folder)
+        for words in (
+            ["prepare", "--corpus", "stories.txt", "--tokenizer", "bpe:300", "--qa", "animals.json", "--model", "tiny"],
+            ["pretrain", "--model", "tiny", "--run", "r", *TRAINING],
+            ["finetune", "--qa", "animals.json", *TRAINING],
+        ):
+            assert cli.main(words) == 0, words
+    return folder
+
+
+def _settle(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    patch.setenv("NANOCHAT_HOME", str(folder))
+    patch.chdir(folder)
+    patch.setitem(config.MODEL_PRESETS, "tiny", TINY)
+    patch.setattr(devices, "matrix_rate", lambda kind, dtype: 1e9)
+
+
+@pytest.fixture
+def project(made, tmp_path, monkeypatch):
+    """A copy of `made`, which is the working directory as well."""
+    folder = tmp_path / "project"
+    shutil.copytree(made, folder)
+    _settle(monkeypatch, folder)
+    return folder
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """A project folder with a text and questions, where nothing has been prepared."""
+    _settle(monkeypatch, tmp_path)
+    home.write_corpus(tmp_path)
+    home.write_questions(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def nanochat(capsys):
+    """Run a command: (exit status, standard output, standard error)."""
+
+    def nanochat(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = cli.main(list(words))
+        return (status, *capsys.readouterr())
+
+    return nanochat
+
+
+def tree(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command_ends_with_an_example_that_can_be_typed(command, empty, capsys):
+    (empty / "my_book.txt").write_text("A book.")
+    (empty / "my_questions.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    with pytest.raises(SystemExit) as leaving:
+        cli.main([command, "--help"])
+    assert leaving.value.code == 0
+    example = capsys.readouterr().out.strip().splitlines()[-1]
+    assert example.startswith(f"example: nanochat {command}")
+    assert cli._parser().parse_args(shlex.split(example)[2:]).command == command
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = capsys.readouterr().out
+    assert all(f"\n    {command} " in listed for command in COMMANDS)
+
+
+def test_nothing_heavy_is_loaded_before_a_command_needs_it():
+    heavy = {"torch", "numpy", "tiktoken", "tokenizers", "matplotlib", "papermill", "IPython", "requests"}
+    script = (
+        "import sys; from nanochat import cli; "
+        "assert cli.main(['pretrain', '--steps', '-5']) == cli.main(['pretrain', '--model', 'x']) == 2; "
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert not heavy & set(done.stdout.split())
+
+
+# --- wrong input ------------------------------------------------------------------------------------------------------
+
+WRONG = {
+    "no command": ([], "COMMAND"),
+    "unknown command": (["trian"], "invalid choice: 'trian'"),
+    "unknown option": (["ask", "hi", "--loud"], "--loud"),
+    "unknown model": (["pretrain", "--model", "nanoGTP"], "did you mean 'nanoGPT'"),
+    "unknown model for questions": (["prepare", "--qa", "animals.json", "--model", "nan"], "did you mean 'nano'"),
+    "unknown profile": (["pretrain", "--profile", "smok"], "did you mean 'smoke'"),
+    "unknown corpus": (["prepare", "--corpus", "tiny_shakespear"], "did you mean 'tiny_shakespeare'"),
+    "unknown corpus for training": (["pretrain", "--corpus", "tiny_shakespear"], "did you mean 'tiny_shakespeare'"),
+    "unknown questions": (["finetune", "--qa", "squad"], "did you mean 'squad_v2'"),
+    "unknown stage": (["evaluate", "--stage", "base"], "did you mean 'base_model'"),
+    "unknown tokenizer": (["prepare", "--corpus", "stories.txt", "--tokenizer", "gpt3"], "gpt3"),
+    "tokenizer too small": (["prepare", "--corpus", "stories.txt", "--tokenizer", "bpe:9"], "bpe:9"),
+    "unknown device": (["pretrain", "--device", "cuda:99"], "cuda:99"),
+    "missing corpus": (["prepare", "--corpus", "missing.txt"], "there is no file 'missing.txt'"),
+    "missing questions": (["prepare", "--corpus", "stories.txt", "--qa", "missing.json"], "'missing.json'"),
+    "folder as corpus": (["prepare", "--corpus", "data/"], "is a folder"),
+    "malformed corpus": (["prepare", "--corpus", "malformed.json"], "malformed.json"),
+    "malformed questions": (["prepare", "--qa", "malformed.json"], "malformed.json"),
+    "malformed lines": (["finetune", "--run", "r", "--qa", "malformed.jsonl"], "malformed.jsonl"),
+    "a corpus with malformed questions": (["prepare", "--corpus", "b.txt", "--qa", "malformed.json"], "malformed.json"),
+    "empty corpus": (["prepare", "--corpus", "empty.txt"], "empty.txt"),
+    "blank corpus": (["pretrain", "--corpus", "blank.txt"], "blank.txt"),
+    "no steps": (["pretrain", "--steps", "0"], "'0' is not a whole number of at least 1"),
+    "negative steps": (["finetune", "--steps", "-5"], "'-5' is not a whole number of at least 1"),
+    "half a step": (["pretrain", "--steps", "1.5"], "'1.5' is not a whole number"),
+    "negative batch": (["pretrain", "--batch-size", "-1"], "--batch-size"),
+    "negative seed": (["pretrain", "--seed", "-1"], "--seed"),
+    "seed beyond all": (["ask", "hi", "--seed", str(2**70)], "--seed"),
+    "no tokens": (["sample", "--tokens", "0"], "--tokens"),
+    "negative temperature": (["ask", "hi", "--temperature", "-1"], "--temperature"),
+    "temperature that is no number": (["ask", "hi", "--temperature", "nan"], "--temperature"),
+    "infinite temperature": (["ask", "hi", "--temperature", "inf"], "--temperature"),
+    "no top": (["sample", "--top-k", "0"], "--top-k"),
+    "run outside": (["pretrain", "--run", "../x"], "'../x' cannot be the name of a run"),
+    "run outside to ask": (["ask", "hi", "--run", "../r"], "'../r' cannot be the name of a run"),
+    "run outside in the course": (["course", "--run", "a/b"], "'a/b' cannot be the name of a run"),
+    "run without a name": (["pretrain", "--run", ""], "'' cannot be the name of a run"),
+    "unknown run": (["ask", "hi", "--run", "nobody"], "trained so far: r (fine_tuned), r (base_model)"),
+    "no base model": (["finetune", "--run", "new", "--qa", "animals.json"], "nanochat pretrain --run new"),
+    "nothing to resume": (["pretrain", "--run", "new", "--resume"], "no pretraining to resume"),
+    "no finetuning to resume": (["finetune", "--run", "new", "--resume"], "no finetuning to resume"),
+    "stage that was not trained": (["evaluate", "--stage", "aligned"], "no trained model at stage 'aligned'"),
+    "no question": (["ask", ""], "the question is empty"),
+    "blank question": (["ask", " \n"], "the question is empty"),
+    "card into a folder": (["evaluate", "--json", "data"], "'data' is a folder"),
+    "another tokenizer than the model's": (
+        ["pretrain", "--run", "r", "--resume", "--tokenizer", "bpe:280"], "begun with tokenizer bpe:300, not bpe:280"
+    ),
+    "another corpus than the model's": (
+        ["pretrain", "--run", "r", "--resume", "--corpus", "b.txt"], "begun with corpus stories, not b;"
+    ),
+    "another model": (
+        ["pretrain", "--run", "r", "--resume", "--model", "very_small_for_test", "--batch-size", "2"], "made with model"
+    ),
+    "another batch": (["pretrain", "--run", "r", "--resume", "--batch-size", "3"], "batch_size 2, now it is 3"),
+    "other questions than the model's": (
+        ["finetune", "--run", "r", "--resume", "--qa", "almanac"], "is being finetuned on animals.json, not almanac"
+    ),
+    "another tokenizer than the corpus has": (
+        ["prepare", "--qa", "animals.json", "--tokenizer", "bpe:280"], "has tokenizer bpe:300, not bpe:280"
+    ),
+    "unknown parameter": (["course", "-p", "stepz", "5"], "did you mean 'steps'"),
+    "parameter of a wrong type": (["course", "-p", "steps", "many"], "steps must be of type int"),
+    "negative parameter": (["course", "-p", "steps", "-5"], "steps must be at least 0"),
+    "unknown corpus of the course": (["course", "-p", "corpus", "missing.txt"], "there is no file 'missing.txt'"),
+    "unknown model of the course": (["course", "-p", "model", "nanoGTP"], "did you mean 'nanoGPT'"),
+    "unknown notebook": (["course", "--only", "08"], "unknown notebook '08'"),
+    "reference with parameters": (["course", "--reference", "-p", "steps", "5"], "leave --profile, --run and -p out"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def with_bad_files(made, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad") / "project"
+    shutil.copytree(made, folder)
+    (folder / "malformed.json").write_text('[{"question": "Who?", "answer": "Me"}, {"question": "Wh')
+    (folder / "malformed.jsonl").write_text('{"question": "Who?", "answer": "Me."}\n{"question"\n')
+    (folder / "empty.txt").write_text("")
+    (folder / "blank.txt").write_text(" \n\n")
+    shutil.copy(folder / "stories.txt", folder / "b.txt")
+    return folder
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_is_one_line_on_stderr_status_2_and_nothing_is_written(name, with_bad_files, monkeypatch, nanochat):
+    words, message = WRONG[name]
+    _settle(monkeypatch, with_bad_files)
+    before = tree(with_bad_files)
+    status, out, err = nanochat(*words)
+    assert (status, out) == (2, "")
+    assert err.startswith("nanochat: ") and err.endswith("\n") and err.count("\n") == 1
+    assert message in err
+    assert tree(with_bad_files) == before
+
+
+@pytest.mark.parametrize("words", [["evaluate"], ["ask", "hi"], ["sample"], ["chat"], ["finetune"]])
+def test_without_any_model_the_command_that_trains_one_is_named(words, nanochat_home, nanochat):
+    status, out, err = nanochat(*words)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 1 and "`nanochat course` trains one" in err
+    assert not tree(nanochat_home)
+
+
+def test_what_the_system_refuses_is_one_line_and_status_1(project, nanochat):
+    shutil.rmtree("out")
+    Path("out").write_text("a file where the folder should be")
+    status, out, err = nanochat("pretrain", "--model", "tiny", *TRAINING)
+    assert (status, out) == (1, "")
+    assert err.splitlines()[-1].startswith("nanochat: ") and "Traceback" not in err
+
+
+# --- from text to answers ---------------------------------------------------------------------------------------------
+
+
+def test_the_commands_leave_what_the_design_says(made):
+    files = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
+    assert files >= {
+        "data/stories/pretrain_train.bin", "data/stories/pretrain_val.bin", "data/stories/meta.json",
+        "data/animals_qa/qa_train.bin", "data/animals_qa/qa_val.bin", "out/r/r_base_model.pt", "out/r/r_fine_tuned.pt",
+        "out/r/base_model_last.pt", "out/r/fine_tuned_last.pt", "out/r/metrics.jsonl",
+    }  # fmt: skip
+
+
+def test_prepare_tells_where_and_how_much(empty, nanochat):
+    status, out, _ = nanochat("prepare", "--corpus", "stories.txt", "--tokenizer", "bpe:300", "--qa", "animals.json")
+    assert status == 0
+    corpus, questions = out.splitlines()
+    meta = dataset.load_corpus(empty / "data" / "stories").meta
+    assert corpus.startswith(str(empty / "data" / "stories"))
+    assert f"{meta['train']['tokens']:,} training" in corpus and "tokenizer bpe:300" in corpus
+    assert questions.startswith(str(empty / "data" / "animals_qa")) and "0 dropped" in questions
+
+
+def test_ask_prints_the_answer_and_nothing_else(project, nanochat):
+    expected = stages.answer(stages.load("r", "fine_tuned", "cpu"), [qa.ask("Who met the cat and the dog?")])
+    assert nanochat("ask", "Who met the cat and the dog?") == (0, f"{expected[0]}\n", "")
+
+
+def test_ask_reads_the_passage_and_says_when_not_all_of_it_fits(project, nanochat):
+    passage = "The cat met the dog. " * 20
+    prompt = qa.render_prompt(qa.ask("Who?", context=passage), stages.load("r", device="cpu").tokenizer)
+    status, out, err = nanochat("ask", "Who?", "--context", passage)
+    assert status == 0 and out.endswith("\n")
+    assert err == f"these are {len(prompt)} tokens, more than the model can read: only the last 32 are read\n"
+
+
+def test_sample_continues_the_text_with_the_base_model_and_a_seed_repeats_it(project, nanochat):
+    words = ("sample", "The cat", "--tokens", "12")
+    status, out, err = nanochat(*words)
+    assert (status, err) == (0, "") and out.startswith("The cat")
+    assert nanochat(*words)[1] == out
+    assert len({nanochat(*words, "--seed", str(seed))[1] for seed in range(4)}) > 1
+    Path("out/r/r_base_model.pt").unlink()
+    assert nanochat(*words)[0] == 2
+
+
+def test_sample_without_a_text_starts_a_document(project, nanochat):
+    loaded = stages.load("r", "base_model", "cpu")
+    ids = stages.generate(loaded.model, [[loaded.tokenizer.eot]], max_new_tokens=9, stop={loaded.tokenizer.eot})
+    status, out, _ = nanochat("sample", "--tokens", "9", "--temperature", "0")
+    assert (status, out) == (0, f"{loaded.tokenizer.decode(ids[0])}\n")
+
+
+def test_evaluate_prints_the_card_and_writes_it_as_json(project, nanochat):
+    status, out, _ = nanochat("evaluate", "--limit", "3", "--json", "cards/card.json")
+    card = json.loads(Path("cards/card.json").read_text())
+    assert status == 0
+    assert (card["run"], card["stage"], card["questions"]["asked"]) == ("r", "fine_tuned", 3)
+    assert "**r, fine_tuned.**" in out and "Five questions" in out
+
+
+def test_chat_answers_in_the_terminal(project, nanochat, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Who met the cat?\n/quit\n"))
+    status, out, _ = nanochat("chat", "--run", "r")
+    assert status == 0
+    assert out.startswith("r (fine_tuned)") and "bot: " in out and "Goodbye" in out
+
+
+def test_lab_opens_the_notebooks(project, nanochat, monkeypatch):
+    became = []
+    monkeypatch.setattr(os, "execv", lambda program, words: became.append((program, words)))
+    assert nanochat("lab")[0] == 0
+    [(program, words)] = became
+    assert program == words[0] == sys.executable
+    assert words[-1] == str(project / "notebooks")
+    subprocess.run([program, *words[1:3], "--version"], check=True, capture_output=True)
+
+
+def test_a_letter_that_the_terminal_lacks_becomes_a_question_mark(project, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert cli.main(["sample", "Ein Bär", "--tokens", "3"]) == 0
+    assert raw.getvalue().startswith(b"Ein B?r")
+
+
+def test_bytes_that_are_no_text_are_no_crash(project, nanochat):
+    status, _, err = nanochat("ask", os.fsdecode(b"what is \xff?"))
+    assert status in (0, 2) and err.count("\n") <= 1
+
+
+def test_as_a_program_it_prints_the_same_and_returns_the_status(project):
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    command = [sys.executable, "-m", "nanochat"]
+    asked = subprocess.run([*command, "ask", "Who?"], capture_output=True, text=True, env=environment)
+    assert (asked.returncode, asked.stderr) == (0, "")
+    assert asked.stdout == stages.answer(stages.load("r", device="cpu"), [qa.ask("Who?")])[0] + "\n"
+    wrong = subprocess.run([*command, "ask", ""], capture_output=True, text=True, env=environment)
+    assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_reader_that_goes_away_is_no_error_to_talk_about(project):
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    command = [sys.executable, "-m", "nanochat", "prepare", "--corpus", "stories.txt", "--tokenizer", "bpe:300"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+# --- which corpus, which run ------------------------------------------------------------------------------------------
+
+
+def test_pretrain_takes_what_was_prepared_last_and_says_so(project, nanochat):
+    shutil.copy("stories.txt", "other.txt")
+    nanochat("prepare", "--corpus", "other.txt", "--tokenizer", "bpe:280")
+    status, _, err = nanochat("pretrain", "--model", "tiny", *TRAINING)
+    meta = checkpoint.read_meta(paths.checkpoint_path("tiny", "base_model"))
+    assert status == 0
+    assert err.startswith("pretraining on other, prepared last")
+    assert (meta["corpus"], meta["run"]) == ("other", "tiny")  # the run is named after the model
+
+
+def test_pretrain_on_a_named_corpus_takes_the_tokenizer_it_was_prepared_with(project, nanochat):
+    shutil.copy("stories.txt", "other.txt")
+    nanochat("prepare", "--corpus", "other.txt")
+    assert nanochat("pretrain", "--corpus", "stories.txt", "--model", "tiny", "--run", "new", *TRAINING)[0] == 0
+    meta = checkpoint.read_meta(paths.checkpoint_path("new", "base_model"))
+    assert meta["corpus"] == "stories"
+    assert dataset.load_corpus(project / "data" / "stories").meta["tokenizer_spec"] == "bpe:300"
+
+
+def test_another_tokenizer_prepares_the_corpus_anew(project, nanochat):
+    assert nanochat("pretrain", "--tokenizer", "bpe:280", "--model", "tiny", "--run", "new", *TRAINING)[0] == 0
+    assert dataset.load_corpus(project / "data" / "stories").meta["tokenizer_spec"] == "bpe:280"
+    assert stages.load("new", device="cpu").tokenizer.vocab_size <= 280
+
+
+def test_a_profile_names_its_run(project, nanochat, monkeypatch):
+    seen = []
+    monkeypatch.setattr(stages, "pretrain", lambda run, corpus, **options: seen.append((run, options["model"])) or [])
+    for words in (["--profile", "smoke"], ["--profile", "smoke", "--model", "tiny"], ["--run", "mine"], []):
+        assert nanochat("pretrain", *words)[0] == 0
+    assert seen == [("smoke", "nano"), ("tiny", "tiny"), ("mine", "nano"), ("nano", "nano")]
+
+
+def test_training_says_what_it_kept_of_an_earlier_model_and_where_the_new_one_is(project, nanochat):
+    status, out, err = nanochat("pretrain", "--model", "tiny", "--run", "r", *TRAINING)
+    assert (status, out) == (0, "")
+    assert "An earlier r_base_model.pt is kept as r_base_model.previous.pt." in err
+    assert err.splitlines()[-1].endswith(str(project / "out" / "r" / "r_base_model.pt"))
+
+
+# --- interrupt and resume ---------------------------------------------------------------------------------------------
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, once, while the batch of this step is made."""
+    left = [signal.SIGINT]
+
+    def interrupted(original):
+        def batch(*args, **options):
+            if options["step"] == step and left:
+                os.kill(os.getpid(), left.pop())
+            return original(*args, **options)
+
+        return batch
+
+    for module, name in ((dataset, "batch"), (qa, "qa_batch")):
+        monkeypatch.setattr(module, name, interrupted(getattr(module, name)))
+
+
+def shown_command(err: str) -> list[str]:
+    [line] = [line for line in err.splitlines() if "go on with: " in line]
+    words = shlex.split(line.partition("go on with: ")[2])
+    assert words[0] == "nanochat"
+    return words[1:]
+
+
+@pytest.mark.parametrize(
+    ("words", "run", "stage"),
+    [
+        (["pretrain", "--model", "tiny", "--run", "two words".replace(" ", "-"), *TRAINING], "two-words", "base_model"),
+        (["pretrain", "--model", "tiny", "--corpus", "stories.txt", *TRAINING], "tiny", "base_model"),
+        (["finetune", "--qa", "animals.json", *TRAINING], "r", "fine_tuned"),
+    ],
+)
+def test_ctrl_c_saves_and_shows_a_command_that_goes_on(project, nanochat, monkeypatch, words, run, stage):
+    interrupt_at(3, monkeypatch)
+    status, out, err = nanochat(*words)
+    assert (status, out) == (130, "")
+    assert checkpoint.load_file(paths.last_path(run, stage))["step"] == 4
+    again = shown_command(err)
+    # meanwhile something else is prepared: the run must not notice
+    shutil.copy("stories.txt", "other.txt")
+    nanochat("prepare", "--corpus", "other.txt", "--tokenizer", "bpe:280")
+    assert nanochat(*again)[0] == 0
+    assert checkpoint.load_file(paths.last_path(run, stage))["step"] == 6
+    assert [r["step"] for r in stages.read_metrics(run) if r["stage"] == stage] == list(range(7))
+
+
+def test_an_interrupted_resume_shows_the_same_command_again(project, nanochat, monkeypatch):
+    interrupt_at(7, monkeypatch)
+    words = ["pretrain", "--run", "r", "--resume", "--steps", "10", "--batch-size", "2"]
+    status, _, err = nanochat(*words)
+    assert status == 130
+    assert shown_command(err) == words
+
+
+def test_ctrl_c_before_anything_is_saved_promises_nothing(project, nanochat, monkeypatch):
+    def prepare_corpus(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dataset, "prepare_corpus", prepare_corpus)
+    assert nanochat("prepare", "--corpus", "stories.txt") == (130, "", "nanochat: interrupted\n")
+
+
+def test_resume_needs_no_more_than_the_name_of_a_run_in_its_profile(project, nanochat, monkeypatch):
+    """Corpus, model, seed and number of steps are those it was begun with."""
+    monkeypatch.setitem(
+        config.PROFILES, "default", config.replace(config.PROFILES["default"], batch_size=2, finetune_steps=5)
+    )
+    interrupt_at(2, monkeypatch)
+    nanochat("pretrain", "--model", "tiny", "--run", "new", "--steps", "5", "--seed", "7")
+    assert nanochat("pretrain", "--run", "new", "--resume")[0] == 0
+    assert [r["step"] for r in stages.read_metrics("new")] == list(range(6))
+
+
+def test_resume_with_more_steps_trains_longer(project, nanochat):
+    more = ("--resume", "--run", "r", "--batch-size", "2", "--steps", "8")
+    assert nanochat("finetune", *more)[0] == 0
+    assert nanochat("pretrain", *more)[0] == 0
+    steps = {stage: [r["step"] for r in stages.read_metrics("r") if r["stage"] == stage] for stage in paths.STAGES[:2]}
+    assert steps == {"base_model": list(range(9)), "fine_tuned": list(range(9))}
+
+
+def test_resume_of_what_is_done_says_so(project, nanochat):
+    before = tree(project / "out" / "r")
+    status, out, err = nanochat("pretrain", "--resume", "--run", "r", "--batch-size", "2")
+    assert (status, out) == (0, "") and "already trained for 6 steps" in err
+    after = tree(project / "out" / "r")
+    assert after == before
+
+
+# --- the course -------------------------------------------------------------------------------------------------------
+
+
+def test_course_passes_its_options_on(monkeypatch, nanochat):
+    seen = []
+    monkeypatch.setattr(course, "run", lambda **options: seen.append(options))
+    words = ["--profile", "smoke", "--run", "007", "-p", "steps", "5", "-p", "corpus", "x.txt", "--only", "03"]
+    assert nanochat("course", *words) == (0, "", "")
+    assert seen == [
+        {
+            "profile": "smoke", "run": "007", "parameters": {"steps": "5", "corpus": "x.txt"}, "only": "03",
+            "reference": False,
+        }
+    ]  # fmt: skip
+
+
+def test_a_notebook_that_fails_is_one_line_and_status_1(monkeypatch, nanochat):
+    def run(**options):
+        raise course.CourseError("03_pretraining.ipynb, cell [4]: ValueError: a\nb")
+
+    monkeypatch.setattr(course, "run", run)
+    assert nanochat("course") == (1, "", "nanochat: 03_pretraining.ipynb, cell [4]: ValueError: a b\n")
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_preparing_shows_how_far_it_is_only_where_somebody_watches(empty, monkeypatch):
+    big = "\n\n".join(["The cat met the dog and the hen."] * 70_000)
+    Path("big.txt").write_text(big)
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stderr", screen)
+    assert cli.main(["prepare", "--corpus", "big.txt", "--tokenizer", "bpe:280"]) == 0
+    assert re.search(r"\r\x1b\[2K *[1-9]\d?% reading", screen.getvalue())
+    assert screen.getvalue().endswith("is prepared\n")
+
+
+def test_reports_reach_the_log_as_lines(project, nanochat):
+    _, _, err = nanochat("pretrain", "--model", "tiny", "--run", "new", *TRAINING)
+    lines = [line for line in err.splitlines() if line.startswith("base_model ")]
+    assert lines[0].startswith("base_model 0/6  validation ") and lines[-1].startswith("base_model 6/6  loss ")
+    assert "\r" not in err and StepReport.__name__ not in err
