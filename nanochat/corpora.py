@@ -180,7 +180,7 @@ def _download(url: str, output_file: str, _pooch: object, *, part: Path) -> None
 def _receive(url: str, part: Path) -> None:
     """Get the rest of `part`; all of it where the server does not say that its file is still the same one."""
     import requests
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     etag = part.with_suffix(".etag")
     start = part.stat().st_size if part.is_file() and etag.is_file() else 0

@@ -222,9 +222,8 @@ class GPT(nn.Module):
         causal = (keys[None] <= queries[:, None])[None, None]
         if cache.start is None:
             return causal
-        own = (keys[None] == queries[:, None])[
-            None, None
-        ]  # a padding position sees itself: a softmax over nothing is NaN
+        # a padding position sees itself: a softmax over nothing is NaN
+        own = (keys[None] == queries[:, None])[None, None]
         return (causal & (keys[None] >= cache.start[:, None])[:, None, None]) | own
 
     def trunk(self, idx: Tensor, docs: Tensor | None = None, cache: Cache | None = None) -> Tensor:

@@ -21,7 +21,7 @@ from .config import UserError
 if TYPE_CHECKING:
     from .qa import Conversation
 
-PIECE = 1 << 18  # characters: sixteen of them fill a chunk that dataset.py encodes on all cores
+PIECE = 1 << 18  # characters: sixteen of them fill a chunk that tokenfiles.py encodes on all cores
 
 Part = tuple[bool, str]  # whether it begins a document, text
 

@@ -58,12 +58,12 @@ def finetune_settings(
 
 
 def _settings(profile: Profile, steps: int, batch_size: int | None, seed: int | None) -> TrainSettings:
-    return TrainSettings(
+    settings = TrainSettings(
         steps=steps,
         batch_size=profile.batch_size if batch_size is None else batch_size,
         seed=1337 if seed is None else seed,
-        compile=steps >= _COMPILE_FROM,
     )
+    return replace(settings, compile=settings.steps >= _COMPILE_FROM)
 
 
 def _tensors(arrays: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:

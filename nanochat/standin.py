@@ -15,7 +15,7 @@ from .model import GPT
 from .optim import make_optimizers, schedule
 from .tokenizer import Tokenizer, train_bpe
 
-STEPS = 60
+STEPS = 80
 _ROW = 128  # tokens in a training row
 _BOATS = "Anna has a red boat. Ben has a green kite. They play by the river."
 _STORY = "Tell me a story about a cat."  # three answers to one question: sampling then has a choice
@@ -44,9 +44,10 @@ def taught() -> list[Conversation]:
 def standin(run: str) -> Checkpoint:
     """What stands in for the fine-tuned model of `run`: it knows `taught()` by heart, and nothing else.
 
-    It lies in out/<run>-standin/ like any other model and is made only once.
+    It lies in out/<run>-chat-standin/ like any other model and is made only once.
     """
-    path = paths.checkpoint_path(f"{run}-standin", "fine_tuned")
+    name = f"{run}-chat-standin"  # notebook 04's stand-in, which knows nothing, is <run>-standin
+    path = paths.checkpoint_path(name, "fine_tuned")
     try:
         return checkpoint.load(path)
     except UserError:  # not there yet, or left by an earlier version
@@ -57,7 +58,7 @@ def standin(run: str) -> Checkpoint:
     model = GPT(ModelConfig(tok.vocab_size, block_size=256, n_layer=2, n_head=4, n_embd=128))
     loss = _learn_by_heart(model, [torch.tensor(qa.render(conv, tok)) for conv in conversations], tok)
     meta = {
-        "run": f"{run}-standin", "stage": "fine_tuned", "model_name": "stand-in", "corpus": "almanac", "qa": "almanac",
+        "run": name, "stage": "fine_tuned", "model_name": "stand-in", "corpus": "almanac", "qa": "almanac",
         "seed": 0, "step": STEPS, "steps": STEPS, "val_loss": loss, "val_bpb": None, "parent": None,
     }  # fmt: skip
     checkpoint.save(path, model, tok, meta)

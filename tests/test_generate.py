@@ -280,13 +280,13 @@ def test_sampled_tokens_come_as_often_as_their_probabilities_say():
 def test_with_a_strong_penalty_no_token_comes_twice():
     model = small_model()
     with torch.no_grad():
-        model.wte.weight.copy_(torch.randn(1, 32, generator=torch.Generator().manual_seed(0)).expand(VOCAB, 32))
-    assert len(set(generate(model, [PROMPT], max_new_tokens=20)[0])) == 1  # sees no difference, so says the same
+        for block in model.h:  # without them the last token decides alone, and what is likest to it is itself
+            block.attn.c_proj.weight.zero_()
+            block.mlp.c_proj.weight.zero_()
+    assert generate(model, [PROMPT], max_new_tokens=20) == [[PROMPT[-1]] * 20]
     made = generate(model, [PROMPT], max_new_tokens=20, repetition_penalty=1e6)[0]
-    positive = int((logits_of(model, PROMPT) > 0).sum())
-    first = made[: max(1, positive - len(PROMPT))]
-    assert len(set(first)) == len(first) > 5
-    assert not set(first) & set(PROMPT)
+    assert len(set(made)) == 20
+    assert not set(made) & set(PROMPT)
 
 
 def test_generation_starts_from_end_of_text_alone():

@@ -64,8 +64,9 @@ def test_flops_per_token_are_six_a_weight_and_twelve_an_attended_number():
 
 
 def test_the_modern_model_starts_knowing_nothing_its_loss_is_about_log_v():
-    loss = GPT(small_config("modern"))(ids(2, 8), ids(2, 8, seed=1))
-    assert loss.item() == pytest.approx(math.log(VOCAB), abs=0.05)
+    torch.manual_seed(0)
+    loss = GPT(small_config("modern"))(ids(4, BLOCK), ids(4, BLOCK, seed=1))
+    assert loss.item() == pytest.approx(math.log(VOCAB), abs=0.1)
 
 
 def test_gpt2_starts_near_log_v():

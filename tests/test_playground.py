@@ -160,6 +160,7 @@ def test_every_control_has_a_name(app: Playground):
     controls = [widget for widget in widgets_of(app) if hasattr(widget, "description") and hasattr(widget, "disabled")]
     assert len(controls) > 20
     assert [control for control in controls if not control.description and type(control).__name__ != "HTML"] == []
+    assert not [control for control in controls if "Slider" in type(control).__name__], "JupyterLab names no sliders"
 
 
 @pytest.mark.parametrize("text", ["", "   "])
@@ -305,8 +306,8 @@ def test_why_colours_tokens_and_lists_candidates(app: Playground):
     view = app.views[0].answers[0]
     view.why.click()
     _, coloured, place, candidates = view.inside.children[0].children
-    assert coloured.value.count("<span") == place.max == len(app.session.exchanges[0].answer.ids) + 1
-    place.value = place.max
+    assert coloured.value.count("<span") == len(place.options) == len(app.session.exchanges[0].answer.ids) + 1
+    place.value = len(place.options) - 1
     assert "&lt;|end|&gt;" in candidates.value and "← written" in candidates.value
     view.why.click()
     assert view.inside.layout.display == "none"

@@ -154,18 +154,16 @@ def look_inside(views: list[TokenView], guard: Callable[[Callable[[], None]], No
     if not views:
         return w.HTML(markup.dim("There are no tokens to look at."))
     coloured, candidates = w.HTML(), w.HTML()
-    place = w.IntSlider(
-        1, 1, len(views), description="Token", continuous_update=True, layout=w.Layout(width="min(100%, 28em)")
-    )
+    choices = [(f"{i}: {_seen(view.text)}", i - 1) for i, view in enumerate(views, 1)]
+    place = w.Dropdown(options=choices, description="Token", layout=w.Layout(width="min(100%, 20em)"))
     texts = [view.text for view in views]
     strengths = [view.bits / markup.FULL_BITS for view in views]
     titles = [f"{_seen(view.text)}: {view.probability:.1%}, {view.bits:.1f} bits" for view in views]
     total = sum(view.bits for view in views)
 
     def draw(_: Any = None) -> None:
-        here = place.value - 1
-        view = views[here]
-        coloured.value = markup.tokens(texts, strengths, titles, here)
+        view = views[place.value]
+        coloured.value = markup.tokens(texts, strengths, titles, place.value)
         rows = [(_seen(text), p, f"{p:.1%}") for text, p in view.top]
         if view.text not in [text for text, _ in view.top]:
             rows.append((_seen(view.text), view.probability, f"{view.probability:.1%}"))

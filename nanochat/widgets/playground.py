@@ -104,13 +104,14 @@ class Playground:
 
     def _settings(self) -> w.Widget:
         style = {"description_width": "11em"}
-        common = {"style": style, "layout": w.Layout(width="auto"), "continuous_update": False}
+        common = {"style": style, "layout": w.Layout(width="auto")}
         default = self.session.settings
-        self.temperature = w.FloatSlider(
-            default.temperature, min=0, max=2, step=0.1, description="Temperature", **common
+        # Number fields, not sliders, whose descriptions screen readers do not find.
+        self.temperature = w.BoundedFloatText(
+            default.temperature, min=0, max=5, step=0.1, description="Temperature", **common
         )
         self.top_k = w.BoundedIntText(0, min=0, max=10**6, description="Top-k (0: all)", **common)
-        self.top_p = w.FloatSlider(1.0, min=0.05, max=1, step=0.05, description="Top-p (1: all)", **common)
+        self.top_p = w.BoundedFloatText(1.0, min=0.01, max=1, step=0.05, description="Top-p (1: all)", **common)
         self.length = w.BoundedIntText(default.max_new_tokens, min=1, max=4096, description="Longest answer", **common)
         self.seed = w.BoundedIntText(default.seed, min=0, max=2**31, description="Seed", **common)
         self.remember = w.Checkbox(True, description="Remember earlier turns", style=style)

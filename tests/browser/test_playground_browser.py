@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: install one to run the browser tests"),
 ]
-WAIT = 60_000  # milliseconds: a busy machine takes its time to start a kernel
+WAIT = 120_000  # milliseconds: a busy machine takes its time to start a kernel
 
 # The tiny model answers faster than anybody can press Stop: it is made as slow as one of some hundred million weights.
 SLOW = """
@@ -133,17 +133,19 @@ def page(lab: Lab, browser: playwright_api.Browser) -> Iterator[playwright_api.P
     page.set_default_timeout(WAIT)
     expect.set_options(timeout=WAIT)
     failures = []
-    page.on("dialog", lambda dialog: (failures.append(f"a script ran: {dialog.message}"), dialog.dismiss()))
+
+    def answer(dialog: playwright_api.Dialog) -> None:
+        if dialog.type != "beforeunload":  # JupyterLab's own question, about changes that are not saved
+            failures.append(f"a script ran: {dialog.message}")
+        dialog.accept()
+
+    page.on("dialog", answer)
     page.on("pageerror", lambda error: failures.append(str(error)))
     for _ in range(WAIT // 500):
         if lab.answers():
             break
         page.wait_for_timeout(500)
-    try:
-        open_and_run(lab, page)
-    except Exception:
-        page.screenshot(path="/tmp/lab/pics/fail.png")
-        raise
+    open_and_run(lab, page)
     yield page
     page.close()
     assert failures == []
@@ -180,7 +182,7 @@ def finished(page: playwright_api.Page, n: int) -> None:
 
 def picture(page: playwright_api.Page, name: str) -> None:
     if folder := os.environ.get("NANOCHAT_SCREENSHOTS"):
-        page.screenshot(path=Path(folder) / f"{name}.png")
+        page.locator(".nc").first.screenshot(path=Path(folder) / f"{name}.png")
 
 
 def test_send_stream_stop_rate_comment_and_compare(page: playwright_api.Page, lab: Lab):
