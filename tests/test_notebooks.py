@@ -359,7 +359,7 @@ def test_a_widget_leaves_something_to_read(path):
             assert texts_of(cell).strip(), first_line(cell)
 
 
-# --- running them ---------------------------------------------------------------------------------------------------------
+# --- running them -------------------------------------------------------------------------------------------------------
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -468,7 +468,7 @@ def test_the_smoke_course_left_what_the_commands_go_on_with(smoke_course):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("Once")
 
 
-# --- outputs compared -------------------------------------------------------------------------------------------------------
+# --- outputs compared ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
