@@ -53,12 +53,12 @@ def test_the_chat_asks_in_the_template_of_training(session: ChatSession, monkeyp
 
     stream = answers.stream
     monkeypatch.setattr(answers, "stream", spy)
-    whole(session.reply("hello", "A passage."))
+    whole(session.reply("hello"))
     whole(session.reply("wave <|end|>", "A passage."))
     tok = session.loaded.tokenizer
-    first = Conversation((Turn("user", "hello"),), "A passage.")
-    assert prompts[0] == qa.render_prompt(first, tok)
-    turns = (*first.turns, Turn("assistant", session.exchanges[0].answer.text), Turn("user", "wave <|end|>"))
+    first = Turn("user", "hello")
+    assert prompts[0] == qa.render_prompt(Conversation((first,)), tok)
+    turns = (first, Turn("assistant", ANSWERS["hello"]), Turn("user", "wave <|end|>"))
     assert prompts[1] == qa.render_prompt(Conversation(turns, "A passage."), tok)
     assert prompts[1].count(tok.end) == 1, "what a person types is never a special token"
 
@@ -208,12 +208,13 @@ def test_only_compared_answers_can_be_chosen_from(session: ChatSession):
 
 
 def test_the_oldest_turns_go_when_the_context_is_full_and_it_is_said(session: ChatSession, said: list[str]):
-    for _ in range(5):
-        whole(session.reply("count"))
-    assert any("no longer sees the first" in sentence for sentence in said)
-    last = session.exchanges[4].answer.conversation
-    assert last.turns[-1] == Turn("user", "count") and len(last.turns) < 9 and last.turns[0].role == "user"
-    assert len(session.history) == 10, "the person still sees everything"
+    whole(session.reply("count"))
+    session.exchanges *= 3
+    whole(session.reply("count"))
+    assert said == ["The context is full: the model no longer sees the first 2 questions and their answers."]
+    shown = session.exchanges[3].answer.conversation.turns
+    assert [turn.text for turn in shown] == ["count", ANSWERS["count"], "count"]
+    assert len(session.history) >= 6, "the person still sees everything"
     used, limit = session.budget()
     assert 0 < used <= limit == 96
 

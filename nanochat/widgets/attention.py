@@ -110,7 +110,7 @@ def detail_html(model: GPT, tok: Tokenizer, text: str, layer: int = 0, head: int
     rows = []
     for i, row in enumerate(weights[layer, head].tolist()):
         cells = (
-            f'<td style="background:rgba(0,114,178,{w:.2f})">{w:.0%}</td>' if j <= i else "<td></td>"
+            f'<td style="background:rgba(0,114,178,{0.6 * w:.2f})">{w:.0%}</td>' if j <= i else "<td></td>"
             for j, w in enumerate(row)
         )
         rows.append(f"<tr><th>{escape(names[i])}</th>{''.join(cells)}</tr>")

@@ -14,7 +14,7 @@ from .markup import escape
 from .tokens import COLOURS, INK, visible
 
 Batch = Sequence[np.ndarray]  # x, y and perhaps docs, each (B, T)
-_COLUMNS = 12  # positions side by side
+_COLUMNS = 10  # positions side by side
 _GREY = "#8a8a8a"  # readable on light and dark pages
 _CENTRED = "text-align:center"
 

@@ -64,7 +64,7 @@ def as_table(opinions: list[Opinion]) -> str:
     rows = []
     for opinion in reversed(opinions[-_SHOWN:]):
         record = opinion.record
-        answers = record.responses
+        answers = [answer or "(nothing)" for answer in record.responses]
         named = [f"{name}: {answer}" for name, answer in zip("AB", answers, strict=False)]
         when = record.time[:16].replace("T", " ")
         texts = (record.conversation.question, "\n".join(named) if len(answers) > 1 else answers[0], in_words(opinion))

@@ -288,13 +288,13 @@ class Playground:
 
     def _list_chats(self) -> None:
         found = [(chat_name(path), path) for path in chat.transcripts(self.session.run)[:_CHATS]]
-        self.earlier.options = [("this chat", None), *found]
-        self.earlier.value = self.saved_as if self.saved_as in dict(found).values() else None
+        self.earlier.options = [("this chat", ""), *found]  # None would show as an empty line
+        self.earlier.value = self.saved_as if self.saved_as in dict(found).values() else ""
         show(self.earlier, bool(found))
 
     def _choose_chat(self) -> None:
         path = self.earlier.value
-        if path is None or path == self.saved_as:
+        if path in ("", self.saved_as):
             return
         self.session.load(path)
         self.saved_as = path
