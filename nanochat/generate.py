@@ -46,9 +46,10 @@ def next_token_probs(
     check_sampling(temperature, top_k, top_p, min_p)
     if temperature == 0:
         return torch.zeros_like(logits).scatter_(1, logits.argmax(dim=1, keepdim=True), 1.0)
+    # sums over a whole vocabulary want float64, which Apple's GPU has not
+    exact = logits.float() if logits.device.type == "mps" else logits.double()
     # the largest becomes 0 first: a temperature near zero would make it infinite, and the softmax NaN
-    logits64 = logits.double()
-    probs = torch.softmax((logits64 - logits64.max(dim=1, keepdim=True).values) / temperature, dim=1)
+    probs = torch.softmax((exact - exact.max(dim=1, keepdim=True).values) / temperature, dim=1)
     if top_k is not None and top_k < probs.size(1):
         probs = probs.masked_fill(probs < probs.topk(top_k).values[:, -1:], 0.0)
     if top_p is not None and top_p < 1:

@@ -10,7 +10,7 @@ from nanochat import dataset, stages
 from nanochat.dataset import CorpusData
 from nanochat.trainer import StepReport, TrainSettings
 
-WORDS = "cat dog cow hen pig fox owl bee".split()
+WORDS = ("cat", "dog", "cow", "hen", "pig", "fox", "owl", "bee")
 SHAPE = {"model": "nano", "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32}
 SETTINGS = TrainSettings(steps=6, batch_size=2, seed=5, eval_every=2)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # noqa: F401  every optimizer imports it, which would be most of a child's life
+import torch._dynamo  # every optimizer imports it, which would be most of a child's life
 from home import SETTINGS, SHAPE
 
 from nanochat import checkpoint, dataset, devices, paths, qa, stages
@@ -107,14 +107,15 @@ def interrupt_in_step(step: int) -> Before:
     """Ctrl-C while the batch of this step is made."""
 
     def before() -> None:
-        for module, name in ((dataset, "batch"), (qa, "qa_batch")):
-
-            def batch(*args: Any, original: Callable = getattr(module, name), **options: Any) -> Any:
+        def interrupted(original: Callable) -> Callable:
+            def batch(*args: Any, **options: Any) -> Any:
                 if options["step"] == step:
                     os.kill(os.getpid(), signal.SIGINT)
                 return original(*args, **options)
 
-            setattr(module, name, batch)
+            return batch
+
+        dataset.batch, qa.qa_batch = interrupted(dataset.batch), interrupted(qa.qa_batch)
 
     return before
 
@@ -167,7 +168,9 @@ def summary(project: Path, stage: str) -> dict[str, Any]:
         "best step": checkpoint.read_meta(paths.checkpoint_path("r", stage))["step"],
         "metrics": [{name: value for name, value in record.items() if name not in TIMES} for record in metrics],
         "state": {
-            name: hashlib.sha256(digest(value).encode()).hexdigest() for name, value in state.items() if name not in TIMES
+            name: hashlib.sha256(digest(value).encode()).hexdigest()
+            for name, value in state.items()
+            if name not in TIMES
         },
         "step": state["step"],
     }

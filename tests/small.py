@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def small_config(arch: str = "modern", **changes: Any) -> ModelConfig:
 
 
 def small_model(arch: str = "modern", *, seed: int = 0, **changes: Any) -> GPT:
-    """A model with all its weights drawn at random: as it starts, the modern one says the same to everything."""
+    """A model with all its weights drawn at random: as the modern one starts, its blocks do nothing."""
     model = GPT(small_config(arch, **changes))
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def counting(step: int, rows: int = 4, length: int = 16, seed: int = 7) -> tuple
 
 
 def counting_task(folder: Path, **changes: Any) -> Task:
-    """Learn to count. The best weights go to best.pt, the state to state.pt, every report to `task.identity["log"]`."""
+    """Learn to count. The best weights go to best.pt, the state to state.pt."""
 
     def save_best(model: GPT, report: StepReport) -> None:
         torch.save({"step": report.step, "weights": model.state_dict()}, folder / "best.pt")
@@ -67,6 +67,6 @@ def counting_task(folder: Path, **changes: Any) -> Task:
     return replace(task, **changes)
 
 
-def steps_of(reports: Iterator[StepReport]) -> list[tuple[int, float | None]]:
-    """What must be the same in two equal runs: step, training loss and validation loss."""
+def steps_of(reports: Iterable[StepReport]) -> list[tuple[int, float | None, float | None, bool]]:
+    """What must be the same in two equal runs: step, training loss, validation loss, whether it is the best."""
     return [(r.step, None if r.step == 0 else r.loss, r.val_loss, r.best) for r in reports]

@@ -91,9 +91,9 @@ def test_sizes_are_as_announced():
 def test_skills_come_in_their_shares_and_unknown_ones_stay_rare():
     skills = Counter(each.skill for each in split("train"))
     share = {name: count / skills.total() for name, count in skills.items()}
-    assert share == pytest.approx({"facts": 0.5, "reading": 0.25, "smalltalk": 0.15, "unknown": 0.07, "stories": 0.03})
+    assert share == pytest.approx({"facts": 0.36, "reading": 0.37, "smalltalk": 0.18, "unknown": 0.07, "stories": 0.02})
     chatted = sum(almanac.length(each) for each in documents() if not isinstance(each, str))
-    assert 0.35 < chatted / sum(map(almanac.length, documents())) < 0.5
+    assert 0.65 < chatted / sum(map(almanac.length, documents())) < 0.8
 
 
 def test_every_held_out_split_has_enough_questions():

@@ -86,7 +86,7 @@ def test_meta_can_be_read_without_building_the_model(nanochat_home, monkeypatch)
     assert meta["config"]["n_layer"] == 2
 
 
-# --- files that are not what they should be -----------------------------------------------------------------------------
+# --- files that are not what they should be ------------------------------------------------------
 
 
 class Bomb:
@@ -215,7 +215,7 @@ def test_a_save_that_fails_leaves_the_model_that_was_there(nanochat_home, monkey
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-# --- what there is ------------------------------------------------------------------------------------------------------
+# --- what there is -------------------------------------------------------------------------------
 
 
 def test_an_empty_project_offers_nothing(nanochat_home):

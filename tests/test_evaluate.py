@@ -358,7 +358,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / "asked.jsonl").write_text(records, encoding="utf-8")
         corpus = dataset.prepare_corpus(str(folder / "cities.txt"), "bpe:300")
         questions = dataset.prepare_qa(str(folder / "asked.jsonl"), corpus.tokenizer, 64)
-        torch.manual_seed(0)
+        torch.manual_seed(1)
         model = GPT(ModelConfig(corpus.tokenizer.vocab_size, 64, n_layer=1, n_head=2, n_embd=16))
         torch.nn.init.normal_(model.lm_head.weight)
         meta = {"run": "r", "model_name": "tiny", "corpus": corpus.name, "step": 7}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import ARCHS, BLOCK, VOCAB, ids, small_model
+from small import ARCHS, BLOCK, ids, small_model
 from torch import Tensor
 
 from nanochat.config import UserError
@@ -35,7 +35,7 @@ def uncached(model, prompt: list[int], n: int) -> list[int]:
 logit_rows = st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=12).map(lambda row: torch.tensor([row]))
 
 
-# --- choosing from probabilities ----------------------------------------------------------------------------------------
+# --- choosing from probabilities -----------------------------------------------------------------
 
 
 @given(logits=logit_rows, temperature=st.floats(0, 1e4) | st.sampled_from([0.0, 1e-300, 1e-30, 1e30]))
@@ -145,7 +145,7 @@ def test_a_penalty_makes_seen_tokens_less_likely_whatever_their_sign():
     assert penalize(logits, seen, 2.0).tolist() == [[1.0, -4.0, 1.0, 0.0]]
 
 
-# --- generating ---------------------------------------------------------------------------------------------------------
+# --- generating ----------------------------------------------------------------------------------
 
 
 @both
@@ -296,7 +296,7 @@ def test_generation_starts_from_end_of_text_alone():
 
 @pytest.mark.parametrize("prompts", [[[]], [PROMPT, []]])
 def test_an_empty_prompt_is_refused_with_what_to_do(prompts):
-    with pytest.raises(UserError, match="empty prompt.*end-of-text"):
+    with pytest.raises(UserError, match=r"empty prompt.*end-of-text"):
         generate(small_model(), prompts, max_new_tokens=3)
 
 

@@ -20,7 +20,7 @@ def same(a: Tensor, b: Tensor, atol: float = 2e-5) -> None:
     torch.testing.assert_close(a, b, rtol=1e-4, atol=atol)
 
 
-# --- size ---------------------------------------------------------------------------------------------------------------
+# --- size ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_flops_per_token_are_six_a_weight_and_twelve_an_attended_number():
     assert model.flops_per_token() == 6 * (12 * 12 * 768**2 + 50257 * 768) + 12 * 12 * 768 * 1024
 
 
-# --- how it starts ------------------------------------------------------------------------------------------------------
+# --- how it starts -------------------------------------------------------------------------------
 
 
 def test_the_modern_model_starts_knowing_nothing_its_loss_is_about_log_v():
@@ -114,7 +114,7 @@ def test_every_parameter_learns(arch):
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-# --- what a position sees -----------------------------------------------------------------------------------------------
+# --- what a position sees ------------------------------------------------------------------------
 
 
 @both
@@ -195,7 +195,7 @@ def test_a_text_longer_than_the_context_is_refused():
         model(ids(1, BLOCK + 1))
 
 
-# --- the cache ----------------------------------------------------------------------------------------------------------
+# --- the cache -----------------------------------------------------------------------------------
 
 
 @both
@@ -250,7 +250,7 @@ def test_the_cache_is_allocated_once():
     assert (cache.keys.data_ptr(), cache.values.data_ptr()) == before
 
 
-# --- the parts ----------------------------------------------------------------------------------------------------------
+# --- the parts -----------------------------------------------------------------------------------
 
 
 def test_rotation_keeps_lengths_and_makes_products_depend_on_distance_only():
@@ -308,7 +308,7 @@ def test_dropout_acts_in_training_only(arch):
         assert not torch.allclose(model(x), model(x))
 
 
-# --- against other implementations --------------------------------------------------------------------------------------
+# --- against other implementations ---------------------------------------------------------------
 
 
 def gpt2_reference(weights: dict[str, Tensor], x: Tensor, n_layer: int, n_head: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from html import escape
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_the_fallback_has_every_candidate_in_words_and_the_figure_the_same_sente
     found = inspect(model, tok, prompt_ids(tok, "hello", chat=True), n=3, top_k=1)
     html = inspection_html(found)
     for candidate in found.candidates:
-        assert f"<code>{candidate.text}</code>" in html
+        assert f"<code>{escape(candidate.text)}</code>" in html
         assert f"{candidate.before:.1%}" in html
     assert f"1 of {tok.vocab_size:,} tokens can be drawn" in html
     assert bars(found)[1] == found.sentence()

@@ -134,7 +134,7 @@ def test_decay_shrinks_a_matrix_by_the_learning_rate_times_the_decay():
     torch.testing.assert_close(p.detach(), before * 0.95)
 
 
-# --- the two together ---------------------------------------------------------------------------------------------------
+# --- the two together ----------------------------------------------------------------------------
 
 
 @both
@@ -228,7 +228,7 @@ def test_a_few_steps_learn_a_batch_by_heart(arch):
     assert losses[-1] < 0.5 * losses[0]
 
 
-# --- the schedule -------------------------------------------------------------------------------------------------------
+# --- the schedule --------------------------------------------------------------------------------
 
 
 def test_without_warmup_the_first_step_has_the_full_rate():

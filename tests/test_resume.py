@@ -13,8 +13,6 @@ from pathlib import Path
 import home
 import pytest
 
-from nanochat import paths
-
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes, which this system has not")
 COPIES = {"random": 2, "rename": 10, "interrupt": 3}
 

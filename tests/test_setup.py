@@ -34,11 +34,11 @@ PYPI_NAME = {"pytorch-cpu": "torch", "matplotlib-base": "matplotlib"}
 LEVELS = (
     ("config", "paths", "devices"),
     ("tokenizer", "model", "loss", "optim"),
-    ("conversation", "packing", "qa", "almanac", "corpora", "dataset"),
-    ("checkpoint", "trainer", "generate", "evaluate", "feedback", "preference", "stages"),
-    ("progress", "chat", "plots", "exercises"),
-    ("widgets", "course"),
-    ("cli",),
+    ("conversation", "packing", "qa", "almanac", "reading", "corpora", "tokenfiles", "dataset"),
+    ("checkpoint", "trainer", "generate", "scoring", "baselines", "cards", "evaluate", "feedback", "preference", "stages"),
+    ("standin", "progress", "answers", "chat", "plotstyle", "plots", "exercises"),
+    ("widgets", "terminal", "reference", "report", "course"),
+    ("commands", "cli"),
     ("__main__",),
 )
 

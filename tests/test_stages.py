@@ -49,7 +49,7 @@ def content(folder):
     return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-# --- pretraining --------------------------------------------------------------------------------------------------------
+# --- pretraining ---------------------------------------------------------------------------------
 
 
 def test_pretraining_leaves_a_model_a_state_and_metrics_where_the_design_says(project):
@@ -140,7 +140,17 @@ def test_both_architectures_go_through_both_stages(project, model):
     assert reports[-1].step == 2
 
 
-# --- the loss that validation measures ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("steps", [1, 20, 100, 700, 6000])
+def test_validation_is_at_most_a_twentieth_of_the_work_if_not_one_batch(steps):
+    settings = TrainSettings(steps=steps, batch_size=4)
+    forward = 1 / 3  # of a training step
+    assert (
+        stages.val_batches(settings) == 1
+        or stages.val_batches(settings) * forward <= 0.05 * settings.interval + forward / 2
+    )
+
+
+# --- the loss that validation measures -----------------------------------------------------------
 
 
 def test_mean_loss_weighs_every_target_the_same_however_batches_are_cut(project):
@@ -172,7 +182,7 @@ def test_mean_loss_of_nothing_is_zero(project):
     assert stages.mean_loss(loaded.model, iter([]), loaded.tokenizer) == {"val_loss": 0.0, "val_bpb": 0.0}
 
 
-# --- finetuning ---------------------------------------------------------------------------------------------------------
+# --- finetuning ----------------------------------------------------------------------------------
 
 
 def test_finetuning_begins_with_the_base_model_not_with_random_weights(project, monkeypatch):
@@ -214,7 +224,7 @@ def test_answers_learn_and_are_given_in_one_batch(project):
     assert "<|" not in "".join(answers)
 
 
-# --- metrics ------------------------------------------------------------------------------------------------------------
+# --- metrics -------------------------------------------------------------------------------------
 
 
 def test_metrics_have_one_strict_json_line_for_each_step_of_each_stage(project):
@@ -246,7 +256,7 @@ def test_a_run_without_metrics_has_none(nanochat_home):
     assert stages.read_metrics("r") == []
 
 
-# --- starting over and going on -----------------------------------------------------------------------------------------
+# --- starting over and going on ------------------------------------------------------------------
 
 
 def test_starting_over_keeps_every_trained_model_and_says_where(project):
@@ -300,7 +310,7 @@ def test_a_finished_run_can_be_made_longer(project):
 
 def test_going_on_without_a_state_is_refused_and_nothing_is_written(project):
     before = content(project)
-    with pytest.raises(UserError, match="there is no checkpoint base_model_last.pt"):
+    with pytest.raises(UserError, match=r"there is no checkpoint base_model_last\.pt"):
         home.pretrain(corpus_of(project), "new", resume=True)
     assert content(project) == before
 
@@ -344,7 +354,7 @@ def test_what_a_killed_process_half_wrote_is_swept_away(project):
     assert [path.exists() for path in (*torn, *others)] == [False, False, False, True, True]
 
 
-# --- small things -------------------------------------------------------------------------------------------------------
+# --- small things --------------------------------------------------------------------------------
 
 
 def test_loading_takes_the_latest_stage_of_the_newest_run(project):

@@ -52,7 +52,7 @@ def equal(one, other) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-# --- settings -----------------------------------------------------------------------------------------------------------
+# --- settings ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_validation_comes_ten_times_a_run_unless_told_otherwise(steps, interval)
     assert TrainSettings(steps=steps, batch_size=1, eval_every=7).interval == 7
 
 
-# --- what a run reports -------------------------------------------------------------------------------------------------
+# --- what a run reports --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -143,7 +143,7 @@ def test_samples_are_drawn_at_validations_only(tmp_path):
     assert {r.sample for r in reports if r.val_loss is None} == {None}
 
 
-# --- the same again -----------------------------------------------------------------------------------------------------
+# --- the same again ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
@@ -195,7 +195,7 @@ def validate_less(model) -> str:
     return ""
 
 
-# --- the best weights ---------------------------------------------------------------------------------------------------
+# --- the best weights ----------------------------------------------------------------------------
 
 
 def scripted(values):
@@ -221,7 +221,7 @@ def test_the_best_survives_a_resume_and_a_worse_result_does_not_overwrite_it(tmp
     assert torch.load(tmp_path / "best.pt", weights_only=True)["step"] == 12
 
 
-# --- resume -------------------------------------------------------------------------------------------------------------
+# --- resume --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -260,7 +260,7 @@ def test_nothing_is_left_to_do_for_a_run_that_is_done(tmp_path):
 
 
 def test_a_resume_without_a_state_is_refused(tmp_path):
-    with pytest.raises(UserError, match="there is no checkpoint state.pt"):
+    with pytest.raises(UserError, match=r"there is no checkpoint state\.pt"):
         run(tmp_path, resume=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -323,7 +323,7 @@ def test_each_report_is_logged_after_the_best_weights_and_before_the_state(tmp_p
     ]  # fmt: skip
 
 
-# --- endings ------------------------------------------------------------------------------------------------------------
+# --- endings -------------------------------------------------------------------------------------
 
 
 def test_asked_to_stop_it_ends_after_the_step_in_progress_with_everything_saved(tmp_path):
@@ -421,7 +421,7 @@ def test_a_failing_disk_leaves_the_state_before(tmp_path, monkeypatch):
     assert sorted((p.name, p.read_bytes()) for p in tmp_path.iterdir()) == before
 
 
-# --- compiling ----------------------------------------------------------------------------------------------------------
+# --- compiling -----------------------------------------------------------------------------------
 
 
 def test_where_nothing_can_be_compiled_it_says_so_and_trains_the_same(tmp_path, monkeypatch):

@@ -103,6 +103,8 @@ def _clip(answer: Callable[[list[Tensor], float], list[Tensor]]) -> str | None:
     for values, limit in cases:
         gradients = [torch.tensor(value) for value in values]
         got, wanted = answer([gradient.clone() for gradient in gradients], limit), _clipped(gradients, limit)
+        if got is None:
+            return f"clip({values}, {limit}) gives nothing yet."
         if not isinstance(got, list | tuple) or len(got) != len(wanted):
             return f"clip({values}, {limit}) should give a list of {len(wanted)} tensors, yours gives {got!r}."
         for i, (one, other) in enumerate(zip(got, wanted, strict=True)):
