@@ -128,7 +128,7 @@ def conversations(size: str = "default", seed: int = 0) -> Iterator[Conversation
 
 def pretrain_documents(size: str = "default", seed: int = 0) -> Iterator[str | Conversation]:
     """The pretraining corpus, a pure function of (size, seed): paragraphs that tell facts, passages, stories, and
-    about three quarters question-and-answer documents. It ends when `Size.pretrain_bytes` are reached. Raises UserError for an
+    three quarters question-and-answer documents. It ends when `Size.pretrain_bytes` are reached. Raises UserError for an
     unknown size.
     """
     chosen = _size(size)
