@@ -440,7 +440,7 @@ def test_the_smoke_course_reports_every_notebook_and_stage(smoke_course):
     assert [entry["notebook"] for entry in content["notebooks"]] == [path.stem for path in PATHS]
     assert all(entry["seconds"] > 1 and entry["peak_mb"] > 100 for entry in content["notebooks"])
     assert list(content["models"]) == ["base_model", "fine_tuned"]
-    assert list(content["cards"]) == ["fine_tuned"]
+    assert list(content["cards"]) == ["base_model", "fine_tuned"]
     profile = config.profile("smoke")
     trained = [content["models"][stage]["trained_steps"] for stage in ("base_model", "fine_tuned")]
     assert trained == [profile.pretrain_steps, profile.finetune_steps]
