@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -374,7 +375,7 @@ def python(*words: str, home: Path, folder: Path) -> subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="session")
-def alone(tmp_path_factory) -> dict[str, Future]:
+def alone(tmp_path_factory) -> Iterator[dict[str, Future]]:
     """Each notebook alone through papermill's own command line: smoke profile, a home and a working directory of its own.
 
     Two at a time: much of a notebook is waiting for its kernel.
@@ -387,7 +388,7 @@ def alone(tmp_path_factory) -> dict[str, Future]:
             words += ["--no-progress-bar", "--log-level", "ERROR", "--execution-timeout", "1200"]
             return pool.submit(lambda: (python(*words, home=home, folder=folder), home, folder))
 
-        return {path.stem: start(path) for path in PATHS}
+        yield {path.stem: start(path) for path in PATHS}
 
 
 @pytest.mark.notebook
