@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Before anything imports torch; kernels that tests start inherit it. One thread because `make test` has two
@@ -25,3 +26,9 @@ def nanochat_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project folder: data/ and out/ of this test go there."""
     monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path))
     return tmp_path
+
+
+# A job in the background of a shell script is born with Ctrl-C ignored, and so are all the processes that it starts: tests
+# that press it would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
