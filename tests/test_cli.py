@@ -116,6 +116,18 @@ def test_help_lists_every_command(capsys):
     assert all(f"\n    {command} " in listed for command in COMMANDS)
 
 
+def test_every_command_of_the_readme_can_be_typed(empty):
+    readme = Path(__file__).resolve().parent.parent / "README.md"
+    typed = re.findall(r"^nanochat .+$", readme.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(typed) >= 5
+    for command in typed:
+        words = shlex.split(command, comments=True)[1:]
+        for name in words:
+            if Path(name).suffix in (".txt", ".json", ".jsonl"):
+                Path(name).write_text("something")
+        cli._parser().parse_args(words)
+
+
 def test_nothing_heavy_is_loaded_before_a_command_needs_it():
     heavy = {"torch", "numpy", "tiktoken", "tokenizers", "matplotlib", "papermill", "IPython", "requests"}
     script = (

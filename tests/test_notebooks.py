@@ -171,6 +171,14 @@ def test_defaults_are_what_the_package_takes_for_the_profiles():
     ) == config.profile("default")
 
 
+def test_the_readme_gives_papermill_parameters_that_there_are():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    typed = re.findall(r"^(?:\S*/)?papermill (notebooks/\S+)(.*)$", text, re.MULTILINE)
+    assert typed
+    for name, options in typed:
+        assert set(re.findall(r"-[pr] (\w+)", options)) <= parameters(ROOT / name).keys()
+
+
 # --- cells --------------------------------------------------------------------------------------------------------------
 
 
@@ -350,14 +358,22 @@ def test_what_is_compared_is_the_same_everywhere(path):
             assert not re.findall(r"\d (?:s|ms|seconds|MB|tokens/s)\b", texts_of(cell)), first_line(cell)
 
 
+# How each is shown
+WIDGETS = {
+    "attention": ".explore(", "batches": ".view(", "monitor": ".watch(", "next_token": ".explore(", "playground": "(",
+    "tokens": ".explore(", "versus": ".compare(",
+}  # fmt: skip
+
+
 @each
 def test_a_widget_leaves_something_to_read(path):
-    """Where no kernel runs there is no widget: the cell that shows one has HTML or words as well."""
+    """Where no kernel runs there is no widget: the cell that shows one has HTML as well."""
+    imports = [node for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)]
+    names = [alias for node in imports if node.module == "nanochat.widgets" for alias in node.names]
+    calls = [(alias.asname or alias.name) + WIDGETS[alias.name] for alias in names]
     for cell in code(path):
-        if "nanochat.widgets" in cell.source and re.search(
-            r"^\w+\.(?:explore|watch|play|show)\(", cell.source, re.MULTILINE
-        ):
-            assert texts_of(cell).strip(), first_line(cell)
+        if any(call in cell.source for call in calls):
+            assert any("text/html" in output.get("data", {}) for output in cell.outputs), first_line(cell)
 
 
 # --- running them -------------------------------------------------------------------------------------------------------

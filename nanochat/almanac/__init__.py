@@ -43,7 +43,7 @@ class Size:
 SIZES = {
     "smoke": Size("smoke", True, 2, 60_000, 300, 24),
     "default": Size("default", True, None, 9_000_000, 40_000, 400),
-    "full": Size("full", False, None, 30_000_000, 150_000, 1_200),
+    "full": Size("full", False, None, 7_000_000, 60_000, 1_200),
 }
 _TRAIN = {"facts": 36, "reading": 37, "smalltalk": 18, "stories": 2, "unknown": 7}  # per cent of the conversations
 # Per cent of the bytes. "talked" (facts, small talk, unknown), "read" and "requested" (stories) are in chat form.
