@@ -33,7 +33,8 @@ _PLAIN = re.compile(r"\b[a-z]{4,}\b")
 
 def dressed(question: str, rng: random.Random, keep: str = "") -> str:
     """`question` as somebody may type it: three in four as it is, the others with a lead-in, in lower case, without
-    its question mark or with one slip in a word that does not occur in `keep`. What has neither letters nor digits stays as it is."""
+    its question mark or with one slip in a word that does not occur in `keep`. What has neither letters nor digits stays
+    as it is."""
     plain = question
     if (roll := rng.random()) < 0.12:
         lead = rng.choice(_LEADS)
