@@ -243,9 +243,6 @@ def finetune(
     base = checkpoint.load(base_path, devices.pick_device(device))
     gpt, tokenizer, block_size = base.model, base.tokenizer, base.model.config.block_size
     data = dataset.prepare_qa(qa_name, tokenizer, block_size, size=size)
-    if dropped := data.meta["dropped"]:
-        example = data.meta["dropped_example"]
-        say(f"left out, since they do not fit {block_size} tokens: {dropped:,} conversations, such as: {example}")
     meta = {
         "run": run, "stage": "fine_tuned", "model_name": base.meta["model_name"], "corpus": base.meta["corpus"],
         "qa": qa_name, "seed": settings.seed, "data_fingerprint": data.meta["source_fingerprint"], "steps": settings.steps,

@@ -406,15 +406,6 @@ def test_training_says_what_it_kept_of_an_earlier_model_and_where_the_new_one_is
     assert err.splitlines()[-1].endswith(str(project / "out" / "r" / "r_base_model.pt"))
 
 
-def test_finetune_says_what_is_too_long_for_the_model(project, nanochat):
-    records = json.loads(Path("animals.json").read_text())
-    Path("long.json").write_text(json.dumps([*records, {"question": "Who " * 40 + "?", "answer": "The cat."}]))
-    status, _, err = nanochat("finetune", "--run", "r", "--qa", "long.json", *TRAINING)
-    assert status == 0
-    assert err.startswith("left out, since they do not fit 32 tokens: 1 conversations, such as: Who Who ")
-    assert "do not fit" not in nanochat("finetune", "--run", "r", "--qa", "animals.json", *TRAINING)[2]
-
-
 # --- interrupt and resume ---------------------------------------------------------------------------------------------
 
 
