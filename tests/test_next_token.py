@@ -102,7 +102,7 @@ def test_drawing_at_temperature_zero_writes_what_greedy_generation_writes() -> N
         draw.click()
     ids = generate(model, [prompt_ids(tok, "hello", chat=True)], max_new_tokens=3)[0]
     marks = "".join(f"<mark>{next_token.visible(tok.token_bytes(id))}</mark>" for id in ids)
-    assert written.value == f"<p>hello{marks}</p>"
+    assert written.value == f"<p>hello<br>{marks}</p>"
     back.click()
     assert written.value.count("<mark>") == 2
     typed.value = "wave"  # another text: what was drawn goes

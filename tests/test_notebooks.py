@@ -385,32 +385,88 @@ def environment(home: Path) -> dict[str, str]:
     return {**os.environ, "NANOCHAT_HOME": str(home), "PYTHONPATH": search}
 
 
-def python(*words: str, home: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+Done = subprocess.CompletedProcess[str]
+
+
+def python(*words: str, home: Path, folder: Path) -> Done:
     command = [sys.executable, *words]
     return subprocess.run(command, cwd=folder, env=environment(home), text=True, capture_output=True)
 
 
-@pytest.fixture(scope="session")
-def alone(tmp_path_factory) -> Iterator[dict[str, Future]]:
-    """Each notebook alone through papermill's own command line: smoke profile, a home and a working directory of its own.
+def run_alone(path: Path, home: Path, folder: Path) -> tuple[Done, Path, Path]:
+    """Through papermill's own command line, in the smoke profile."""
+    words = ["-m", "papermill", str(path), str(home / "executed.ipynb"), "-p", "profile", "smoke"]
+    words += ["--no-progress-bar", "--log-level", "ERROR", "--execution-timeout", "1200"]
+    return python(*words, home=home, folder=folder), home, folder
 
-    Two at a time: much of a notebook is waiting for its kernel.
+
+def run_course(home: Path) -> tuple[Done, Path]:
+    """The whole smoke course by its command, in a folder with nothing but the notebooks."""
+    shutil.copytree(ROOT / "notebooks", home / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    return python("-m", "nanochat", "course", "--profile", "smoke", home=home, folder=home), home
+
+
+def run_nbval(home: Path, folder: Path) -> dict[str, Done]:
+    """nbval on every notebook in its default profile, one after the other in one home, as a learner would run them.
+
+    The two that train for minutes take 8 steps: nothing that is compared may depend on how long they train.
     """
+    results = {}
+    for path in PATHS:
+        notebook = read(path)
+        for cell in notebook.cells:
+            if "parameters" in tags(cell):
+                cell.source = re.sub(r"^steps: int = 0\b", "steps: int = 8", cell.source, flags=re.MULTILINE)
+        copy = folder / path.name
+        nbformat.write(notebook, copy)
+        words = ["-m", "pytest", "-q", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=1200"]
+        words += ["-p", "no:cacheprovider", "--rootdir", str(folder), "-c", os.devnull, str(copy)]
+        results[path.stem] = python(*words, home=home, folder=folder)
+    return results
+
+
+@pytest.fixture(scope="session")
+def running(request, tmp_path_factory) -> Iterator[dict[str, Future]]:
+    """Everything that takes minutes, two at a time (each computes on one core), as far as a selected test asks for it."""
+    asked = {name for item in request.session.items for name in item.fixturenames}
+
+    def folder() -> Path:
+        return tmp_path_factory.mktemp("folder")
+
     with ThreadPoolExecutor(2) as pool:
+        jobs: dict[str, Future] = {}
+        if "alone" in asked:
+            for path in PATHS:
+                jobs[path.stem] = pool.submit(run_alone, path, folder(), folder())
+        if "smoke_course" in asked:
+            jobs["course"] = pool.submit(run_course, folder())
+        if "compared" in asked:
+            jobs["nbval"] = pool.submit(run_nbval, folder(), folder())
+        yield jobs
 
-        def start(path: Path) -> Future:
-            home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("elsewhere")
-            words = ["-m", "papermill", str(path), str(home / "executed.ipynb"), "-p", "profile", "smoke"]
-            words += ["--no-progress-bar", "--log-level", "ERROR", "--execution-timeout", "1200"]
-            return pool.submit(lambda: (python(*words, home=home, folder=folder), home, folder))
 
-        yield {path.stem: start(path) for path in PATHS}
+@pytest.fixture
+def alone(running, path) -> tuple[Done, Path, Path]:
+    """A notebook that ran alone: how it ended, its home, the working directory it was started in."""
+    return running[path.stem].result()
+
+
+@pytest.fixture
+def smoke_course(running) -> tuple[Done, Path]:
+    """How the whole course ended, and its home."""
+    return running["course"].result()
+
+
+@pytest.fixture
+def compared(running, path) -> Done:
+    """What nbval said of a notebook."""
+    return running["nbval"].result()[path.stem]
 
 
 @pytest.mark.notebook
 @each
 def test_it_runs_alone_from_another_folder_in_the_smoke_profile(path, alone):
-    done, home, folder = alone[path.stem].result()
+    done, home, folder = alone
     assert done.returncode == 0, done.stderr[-3000:]
     executed = read(home / "executed.ipynb")
     assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
@@ -418,14 +474,6 @@ def test_it_runs_alone_from_another_folder_in_the_smoke_profile(path, alone):
     assert {item.name for item in home.iterdir()} <= {"data", "out", "executed.ipynb"}
     printed = "\n".join(texts_of(cell) for cell in executed.cells if cell.cell_type == "code")
     assert str(home) not in printed and str(folder) not in printed, "it prints a path of this machine"
-
-
-@pytest.fixture(scope="session")
-def smoke_course(tmp_path_factory) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """The whole course, by its command, in a folder with nothing but the notebooks."""
-    home = tmp_path_factory.mktemp("course")
-    shutil.copytree(ROOT / "notebooks", home / "notebooks", ignore=shutil.ignore_patterns(".*"))
-    return python("-m", "nanochat", "course", "--profile", "smoke", home=home, folder=home), home
 
 
 @pytest.mark.notebook
@@ -488,41 +536,10 @@ def test_the_smoke_course_left_what_the_commands_go_on_with(smoke_course):
 # --- outputs compared ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def compared(tmp_path_factory) -> dict[str, subprocess.CompletedProcess[str]]:
-    """nbval on every notebook in its default profile, one after the other in one home, as a learner would run them.
-
-    The two that train for minutes take 8 steps: nothing that is compared may depend on how long they train.
-    """
-    home, folder = tmp_path_factory.mktemp("nbval"), tmp_path_factory.mktemp("copies")
-    results = {}
-    for path in PATHS:
-        notebook = read(path)
-        for cell in notebook.cells:
-            if "parameters" in tags(cell) and "steps" in parameters(path):
-                cell.source = re.sub(r"^steps: int = 0\b", "steps: int = 8", cell.source, flags=re.MULTILINE)
-        copy = folder / path.name
-        nbformat.write(notebook, copy)
-        words = [
-            "-m",
-            "pytest",
-            "-q",
-            "--nbval",
-            "--nbval-current-env",
-            "--nbval-cell-timeout=1200",
-            "-p",
-            "no:cacheprovider",
-        ]
-        results[path.stem] = python(
-            *words, "--rootdir", str(folder), "-c", os.devnull, str(copy), home=home, folder=folder
-        )
-    return results
-
-
 @pytest.mark.notebook
 @each
 def test_it_prints_again_what_was_committed(path, compared):
-    done = compared[path.stem]
+    done = compared
     outcome = Counter(re.findall(r"(\d+) (passed|failed|error)", done.stdout.splitlines()[-1] if done.stdout else ""))
     passed = sum(int(number) for number, what in outcome if what == "passed")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]

@@ -88,6 +88,8 @@ def samples_html(records: Records) -> str:
 
 
 def _cut(text: str) -> str:
+    if not text.strip():
+        return "(nothing)"
     return text if len(text) <= _SAMPLE_CHARACTERS else text[: _SAMPLE_CHARACTERS - 1] + "…"
 
 

@@ -126,11 +126,10 @@ def explorer(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> widge
     wide = {"width": "98%"}
     typed = widgets.Textarea(text, placeholder="Type the beginning of a text.", layout={**wide, "height": "4em"})
     as_question = widgets.Checkbox(chat, description="ask it as a question, in the chat template", indent=False)
-    temperature = widgets.FloatSlider(1.0, min=0.0, max=2.0, step=0.05, description="temperature")
-    top_k = widgets.IntSlider(0, min=0, max=50, description="top-k (0: off)", style={"description_width": "initial"})
-    top_p = widgets.FloatSlider(
-        1.0, min=0.05, max=1.0, step=0.05, description="top-p (1: off)", style={"description_width": "initial"}
-    )
+    named = {"style": {"description_width": "initial"}}  # else long names are cut
+    temperature = widgets.FloatSlider(1.0, min=0.0, max=2.0, step=0.05, description="temperature", **named)
+    top_k = widgets.IntSlider(0, min=0, max=50, description="top-k (0: off)", **named)
+    top_p = widgets.FloatSlider(1.0, min=0.05, max=1.0, step=0.05, description="top-p (1: off)", **named)
     draw = widgets.Button(description="Draw a token", button_style="primary")
     back = widgets.Button(description="Take it back")
     written, table = widgets.HTML(), widgets.HTML()
@@ -146,7 +145,8 @@ def explorer(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> widge
     def render() -> str:
         ids = prompt_ids(tok, typed.value, as_question.value) + drawn
         marked = "".join(f"<mark>{escape(visible(tok.token_bytes(id)))}</mark>" for id in drawn)
-        written.value = f"<p>{escape(typed.value)}{marked}</p>" if drawn else ""
+        between = "<br>" if as_question.value else ""
+        written.value = f"<p>{escape(typed.value)}{between}{marked}</p>" if drawn else ""
         back.disabled = not drawn
         return inspection_html(inspect(model, tok, ids, **settings()))
 
