@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 
@@ -34,13 +34,15 @@ def positive(name: str, value: int) -> int:
 
 
 _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
+_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of devices there, not of files
 
 
 def safe_name(name: str, kind: str = "run") -> str:
     """`name` if it can be a file name on every system; raises UserError for `../`, separators, blanks and the like."""
-    if not _SAFE.fullmatch(str(name)) or str(name).endswith("."):
+    if not _SAFE.fullmatch(str(name)) or str(name).endswith(".") or _WINDOWS.fullmatch(str(name)):
         raise UserError(
-            f"{name!r} cannot be the name of a {kind}; use letters, digits, '_', '-' and '.', starting with a letter"
+            f"{name!r} cannot be the name of a {kind}; use letters, digits, '_', '-' and '.', starting with a letter or "
+            "digit, and no name that Windows keeps for itself"
         )
     return str(name)
 
@@ -91,7 +93,7 @@ MODEL_PRESETS: dict[str, dict[str, Any]] = {
 def model_config(name: str, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
     """The preset `name`, with the vocabulary of your tokenizer in place of its own.
 
-    Raises UserError for an unknown name (it names the nearest known one) or impossible values.
+    Raises UserError for an unknown name, of a model or an override (it names the nearest known one), or impossible values.
     """
     if name not in MODEL_PRESETS:
         raise unknown("model", name, MODEL_PRESETS)
@@ -100,6 +102,10 @@ def model_config(name: str, vocab_size: int | None = None, **overrides: Any) -> 
         values["vocab_size"] = vocab_size
     if "vocab_size" not in values:
         raise UserError(f"model {name!r} takes its vocabulary from the tokenizer; pass vocab_size")
+    known = [each.name for each in fields(ModelConfig)]
+    for given in overrides:
+        if given not in known:
+            raise unknown("part of a model's shape", given, known)
     return ModelConfig(**{**values, **overrides})
 
 
@@ -131,7 +137,7 @@ _DEFAULT = Profile(
     tokenizer="bpe:1024",
     model="nano",
     pretrain_steps=700,
-    finetune_steps=1200,
+    finetune_steps=1500,
     batch_size=16,
     eval_questions=100,
 )
@@ -143,7 +149,7 @@ PROFILES: dict[str, Profile] = {
     ),
     "default": _DEFAULT,
     "long": replace(
-        _DEFAULT, name="long", run="nano-long", size="full", pretrain_steps=6000, finetune_steps=6000,
+        _DEFAULT, name="long", run="nano-long", size="full", pretrain_steps=4000, finetune_steps=7500,
         eval_questions=400,
     ),
     "gpu": replace(

@@ -40,6 +40,11 @@ def test_overrides_win_over_the_preset():
     assert model_config("nano", 300, n_layer=1, block_size=16) == ModelConfig(300, 16, 1, 4, 256)
 
 
+def test_a_mistyped_override_is_answered_with_the_nearest_known_one():
+    with pytest.raises(UserError, match="did you mean 'n_layer'"):
+        model_config("nano", 300, n_layers=2)
+
+
 @pytest.mark.parametrize(
     ("typed", "meant"), [("gpt2-small", "GPT2-Small"), ("nanogpt", "nanoGPT"), ("GPT2-Smal", "GPT2-Small")]
 )

@@ -49,6 +49,12 @@ def test_names_that_could_leave_the_folder_or_trouble_a_system_are_refused(name)
         safe_name(name)
 
 
+@pytest.mark.parametrize("name", ["con", "LPT1", "nul.txt"])
+def test_names_that_windows_keeps_for_itself_are_refused(name):
+    with pytest.raises(UserError, match="Windows"):
+        safe_name(name)
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.text(max_size=120) | st.from_regex(r"[\w.\-/\\]{1,110}", fullmatch=True))
 def test_a_name_is_either_refused_or_one_folder_directly_under_out(nanochat_home, name):

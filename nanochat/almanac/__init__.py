@@ -43,9 +43,9 @@ class Size:
 SIZES = {
     "smoke": Size("smoke", True, 2, 60_000, 300, 24),
     "default": Size("default", True, None, 9_000_000, 40_000, 400),
-    "full": Size("full", False, None, 7_000_000, 60_000, 1_200),
+    "full": Size("full", False, None, 14_000_000, 100_000, 1_200),
 }
-_TRAIN = {"facts": 36, "reading": 37, "smalltalk": 18, "stories": 2, "unknown": 7}  # per cent of the conversations
+_TRAIN = {"facts": 27, "reading": 38, "smalltalk": 26, "stories": 2, "unknown": 7}  # per cent of the conversations
 # Per cent of the bytes. "talked" (facts, small talk, unknown), "read" and "requested" (stories) are in chat form.
 _PRETRAIN = {"told": 18, "passages": 2, "stories": 6, "talked": 30, "read": 42, "requested": 2}
 
@@ -137,7 +137,7 @@ def pretrain_documents(size: str = "default", seed: int = 0) -> Iterator[str | C
         return stream(size, seed, "pretrain", purpose)
 
     skills = _skills(chosen, rng, "pretrain")
-    talked = _mixed({skills["facts"]: 75, skills["smalltalk"]: 16, skills["unknown"]: 9}, rng("talked"))
+    talked = _mixed({skills["facts"]: 66, skills["smalltalk"]: 26, skills["unknown"]: 8}, rng("talked"))
     kinds: dict[str, Iterator[str | Conversation]] = {
         "told": paragraphs(_told(chosen), rng("told")),
         "passages": (passage.text for passage in passages(rng("passages"))),

@@ -18,10 +18,16 @@ _MONEY = ("dollars", "euros", "pounds", "coins", "cents", "crowns")
 
 # Training passages now and then name a thing by a word that nobody knows ("a tavel", as in Berko's "wug" test of 1958):
 # with forty foods one can guess what somebody ate, with endless ones one must read. Held-out passages only have real
-# words. What is appended makes the word fit its gap.
+# words. The word stands in one of these frames, so that it fits its gap and spans of several words are endless too.
 _MADE_UP = {
-    "things": "", "foods": "s", "places": "", "pets": "", "livestock": "s", "petnames": "", "dishes": "", "jobs": "",
-    "sports": "", "instruments": "", "ships": "", "subjects": "", "vehicles": "", "materials": "",
+    "things": ("%s",), "foods": ("%ss",), "places": ("%s", "%s", "old %s", "%s tower", "%s yard"), "pets": ("%s",),
+    "livestock": ("%ss",), "petnames": ("%s",), "dishes": ("%s", "%s stew", "boiled %ss", "%s bread"), "jobs": ("%s",),
+    "sports": ("%s", "%sing"), "instruments": ("%s",), "ships": ("%s",), "subjects": ("%s",), "vehicles": ("%s",),
+    "materials": ("%s",), "hobbies": ("%sing", "playing the %s", "making %ss", "collecting %ss", "looking after %ss"),
+    "spots": ("near the %s", "behind the %s", "under the %s", "beside the %s", "inside the %s", "on the %s"),
+    "reasons": ("the %s was closed", "the %s was too loud", "there was no %s left", "the %s fell down"),
+    "feelings": ("{he} lost the %s", "{he} was afraid of the %s", "{he} missed the %s", "{he} had the %s to mend"),
+    "aims": ("{he} wanted to see the %s", "{he} needed a new %s", "{he} likes old %ss", "{he} had won the %s"),
 }  # fmt: skip
 _CAPITALISED = ("petnames", "ships")
 MADE_UP = 0.35  # share of the words of those pools
@@ -42,13 +48,23 @@ def _listed() -> frozenset[str]:
 
 
 def composed(rng: random.Random, held_out: bool, suffixes: tuple[str, ...] = ("",)) -> str:
-    """A name made of two or three syllables, "Taldovin"; a checksum says which names are held out."""
+    """A name made of one to three syllables, "Taldovin"; a checksum says which names are held out."""
     syllables = pool("syllables")
     while True:
-        stem = "".join(rng.choice(syllables) for _ in range(rng.choice((2, 2, 3) if suffixes == ("",) else (1, 2))))
+        count = rng.choice((2, 2, 3) if suffixes == ("",) else (1, 2))
+        if not held_out and rng.random() < 0.4:
+            stem = _sound(rng) + (rng.choice(syllables) if rng.random() < 0.4 else "")
+        else:
+            stem = "".join(rng.choice(syllables) for _ in range(count))
         name = (stem + rng.choice(suffixes)).capitalize()
         if len(name) > 3 and name not in _listed() and (zlib.crc32(name.encode()) % 5 == 0) == held_out:
             return name
+
+
+def _sound(rng: random.Random) -> str:
+    """One of some ten thousand syllables ("strook"). The readable ones of `[syllables]` are too few for training: who has
+    only ever copied them does not copy "Heidi"."""
+    return "".join(rng.choice(pool(part)) for part in ("onsets", "vowels", "codas"))
 
 
 def town(rng: random.Random, held_out: bool) -> str:
@@ -85,12 +101,14 @@ def draw(kind: str, rng: random.Random, held_out: bool = False) -> dict[str, str
         return {"": number(rng, 2, 40) if rng.random() < 0.3 else number(rng, 2, 12)}
     if kind == "age":
         return {"": number(rng, 4, 12)}
+    if kind == "year":
+        return {"": str(rng.randint(1500, 1999))}
     if kind == "price":
         return {"": f"{number(rng, 2, 20)} {rng.choice(_MONEY)}"}
     word = rng.choice(pool(kind, held_out))
     if not held_out and kind in _MADE_UP and rng.random() < MADE_UP:
-        word = composed(rng, held_out) + _MADE_UP[kind]
-        word = word if kind in _CAPITALISED else word.lower()
+        word = composed(rng, held_out)
+        word = rng.choice(_MADE_UP[kind]) % (word if kind in _CAPITALISED else word.lower())
     if kind == "places":
         word = f"the {word}"
     elif kind == "clocks":

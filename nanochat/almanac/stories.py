@@ -43,15 +43,15 @@ def story_talk(rng: random.Random, split: str, prefix: str) -> Iterator[Conversa
     for number, (text, values) in enumerate(_tellings(rng)):
         begun = rng.random() < 0.2
         if begun:
-            start, text = _cut(text, rng)
+            start, text = cut(text, rng)
             values = {**values, "start": start}
         request = sentence(rng.choice(section("stories", "continue" if begun else "request")["-"]), values)
         question = request if begun else dressed(request, rng, values["hero"])
         yield single(question, (text,), skill="stories", split=split, id=f"{prefix}/{number}")
 
 
-def _cut(text: str, rng: random.Random) -> tuple[str, str]:
-    """The first two to four sentences, and the rest."""
+def cut(text: str, rng: random.Random) -> tuple[str, str]:
+    """The first two to four sentences, and the rest, at least one."""
     sentences = re.split(r"(?<=[.!?]) (?=[A-Z][a-z]+ )", text)
-    at = rng.randint(2, 4)
+    at = min(rng.randint(2, 4), len(sentences) - 1)
     return " ".join(sentences[:at]), " ".join(sentences[at:])
