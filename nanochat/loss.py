@@ -30,33 +30,57 @@ class _HeadLoss(torch.autograd.Function):
         dw = torch.zeros_like(weight) if grads else None
         valid = (targets >= 0).unsqueeze(1)
         count = valid.sum().clamp(min=1)
-        rows = max(1, _CHUNK_ELEMENTS // weight.size(0))
+        rows = _rows(x.size(0), weight.size(0))
         with torch.autocast(x.device.type, enabled=False):
             for at in range(0, x.size(0), rows):
-                chunk, keep = low[at : at + rows], valid[at : at + rows]
-                target = targets[at : at + rows].clamp(min=0).unsqueeze(1)
-                logits = (chunk @ w.T).float()
-                if softcap:
-                    logits = logits.div_(softcap).tanh_().mul_(softcap)
-                norm = logits.logsumexp(dim=1, keepdim=True)
-                total += ((norm - logits.gather(1, target)) * keep).sum()
-                if dx is None or dw is None:
+                chunk, share = low[at : at + rows], valid[at : at + rows] / count
+                loss, d = _score(chunk @ w.T, targets[at : at + rows].clamp(min=0).unsqueeze(1), share, softcap, grads)
+                total += loss
+                if d is None or dx is None or dw is None:
                     continue
-                slope = 1.0 - (logits / softcap).square_() if softcap else None  # derivative of the cap
-                d = logits.sub_(norm).exp_()  # softmax
-                d.scatter_add_(1, target, torch.full_like(norm, -1.0)).mul_(keep / count)
-                if slope is not None:
-                    d.mul_(slope)
                 d = d.to(dtype)
                 dx[at : at + rows] = d @ w
-                dw += d.T @ chunk
+                if dtype == dw.dtype:
+                    dw.addmm_(d.T, chunk)  # without a second matrix as large as the head
+                else:
+                    dw += d.T @ chunk
+                del d  # before there is another one
         ctx.save_for_backward(dx, dw)
-        return total / count
+        return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         dx, dw = ctx.saved_tensors
-        return dx * grad, dw * grad, None, None, None, None
+        # in place: nobody else has them, and with GPT-2's vocabulary a copy of dw alone is 77 MB
+        return dx.mul_(grad), dw.mul_(grad), None, None, None, None
+
+
+def _score(
+    raw: Tensor, target: Tensor, share: Tensor, softcap: float | None, grads: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The loss of logits `raw` (N, V), each row of which counts `share` (N, 1), and its gradient for them (N, V).
+
+    One pass of exp serves both, and what is as large as the logits is made in their memory.
+    """
+    logits = raw.float()
+    del raw
+    if softcap:
+        logits = logits.div_(softcap).tanh_().mul_(softcap)
+    slope = 1.0 - (logits / softcap).square_() if softcap and grads else None  # derivative of the cap
+    chosen, top = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
+    d = logits.sub_(top).exp_()
+    norm = d.sum(dim=1, keepdim=True)
+    loss = ((norm.log() + top - chosen) * share).sum()
+    if not grads:
+        return loss, None
+    d.mul_(share / norm).scatter_add_(1, target, -share)  # (softmax - one-hot) * share
+    return loss, d if slope is None else d.mul_(slope)
+
+
+def _rows(count: int, vocab_size: int) -> int:
+    """Rows of a chunk: all chunks alike, so that each finds the memory of the one before."""
+    chunks = -(-count * vocab_size // _CHUNK_ELEMENTS)
+    return max(1, -(-count // max(1, chunks)))
 
 
 def _rounded(count: int, of: int) -> int:

@@ -72,7 +72,8 @@ class TrainSettings:
 class StepReport:
     """What one optimizer step did. Step 0 is the validation before the first update.
 
-    Losses are nats per token; `val_bpb` bits per byte (only known at validations); times in seconds; memory in MB;
+    Losses are nats per token; `val_bpb` bits per byte (only known at validations); times in seconds, `eta_s` with the
+    validations that are still to come; memory in MB;
     `mfu` is the share of this machine's own matrix rate that training uses.
     """
 
@@ -190,6 +191,7 @@ def train(
     flops = model.flops_per_token() * task.tokens_per_step
     started = time.perf_counter()
     step_seconds: list[float] = []
+    look_s = 0.0  # what the last validation took, saving included
 
     def save_state(step: int) -> None:
         state = {
@@ -200,6 +202,15 @@ def train(
         if device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(device)
         checkpoint.save_file(task.state_path, state)
+
+    def evaluate_and_save(report: StepReport) -> StepReport:
+        nonlocal look_s
+        begin = time.perf_counter()
+        report = evaluate(report)
+        task.log(report)
+        save_state(report.step)
+        look_s = time.perf_counter() - begin
+        return report
 
     def evaluate(report: StepReport) -> StepReport:
         nonlocal best
@@ -247,20 +258,20 @@ def train(
         # the median of the last steps: one slow step (a compile, a checkpoint) must not spoil the estimate
         recent = sorted(step_seconds[-20:])
         typical = recent[len(recent) // 2] if recent else math.nan
+        # validations after this step's own
+        every, ended = settings.interval, step == settings.steps
+        looks = 0 if ended else (settings.steps - 1) // every - step // every + 1
         rss, gpu = devices.memory_mb(device)
         return StepReport(
             stage=task.stage, step=step, total=settings.steps, loss=loss, lr=lr, tokens=step * task.tokens_per_step,
             tokens_per_s=task.tokens_per_step / typical, elapsed_s=before_s + time.perf_counter() - started,
-            eta_s=(settings.steps - step) * typical, rss_mb=rss, gpu_mb=gpu, mfu=flops / typical / peak,
+            eta_s=(settings.steps - step) * typical + looks * look_s, rss_mb=rss, gpu_mb=gpu, mfu=flops / typical / peak,
         )  # fmt: skip
 
     with _interrupt_between_steps() as interrupted:
         model.train()
         if not resume:
-            report = evaluate(report_of(0, math.nan, 0.0))
-            task.log(report)
-            save_state(0)
-            yield report
+            yield evaluate_and_save(report_of(0, math.nan, 0.0))
         for step in range(first, settings.steps):
             begin = time.perf_counter()
             scale = schedule(step, settings.steps, settings.warmup, settings.decay_from)
@@ -279,10 +290,11 @@ def train(
             leaving = interrupted() or stop()
             looking = ending or done % settings.interval == 0
             if looking:
-                report = evaluate(report)
-            task.log(report)
-            if looking or leaving:
-                save_state(done)
+                report = evaluate_and_save(report)
+            else:
+                task.log(report)
+                if leaving:
+                    save_state(done)
             yield report
             if leaving and not ending:
                 break

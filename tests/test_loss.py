@@ -13,6 +13,8 @@ from nanochat import loss as loss_module
 from nanochat.loss import head_loss
 
 caps = pytest.mark.parametrize("softcap", [None, 15.0])
+# of ten positions only those with a target are computed, of forty some others are taken along (see loss._rounded)
+sizes = pytest.mark.parametrize("rows", [10, 40])
 
 
 def problem(rows: int, width: int, vocab: int, seed: int = 0, scale: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,8 +65,9 @@ def test_rows_and_positions_may_have_any_shape(softcap):
 
 
 @caps
-def test_a_target_of_minus_one_carries_neither_loss_nor_gradient(softcap):
-    x, weight, targets = problem(10, 4, 9)
+@sizes
+def test_a_target_of_minus_one_carries_neither_loss_nor_gradient(rows, softcap):
+    x, weight, targets = problem(rows, 4, 9)
     targets[[0, 3, 9]] = -1
     value = head_loss(x, weight, targets, softcap)
     value.backward()
@@ -84,8 +87,9 @@ def test_a_batch_without_any_target_has_loss_zero_and_gradients_zero():
     assert not weight.grad.any()
 
 
-def test_the_mean_is_over_targets_not_over_positions():
-    x, weight, targets = problem(6, 4, 9)
+@sizes
+def test_the_mean_is_over_targets_not_over_positions(rows):
+    x, weight, targets = problem(rows, 4, 9)
     alone = head_loss(x[:2], weight, targets[:2])
     targets[2:] = -1
     same(head_loss(x, weight, targets), alone)

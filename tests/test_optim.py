@@ -51,6 +51,19 @@ def test_orthogonalizing_brings_all_singular_values_near_one(shape):
     assert values.max() < 1.25
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 32), (2, 48, 16)])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_the_short_way_for_wide_matrices_gives_what_the_long_way_gives(shape, rank):
+    g = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    if rank:  # the other directions are all but zero: nothing may be made of them
+        u, s, v = torch.linalg.svd(g, full_matrices=False)
+        s[:, rank:] *= 1e-5
+        g = u * s[:, None] @ v
+    # in float64 orthogonalize iterates on the matrices themselves, in float32 on x x^T
+    exact, quick = orthogonalize(g, dtype=torch.float64), orthogonalize(g.float(), dtype=torch.float32)
+    torch.testing.assert_close(quick.double(), exact, rtol=0, atol=2e-5)
+
+
 def test_orthogonalizing_keeps_the_directions():
     left, _, right = torch.linalg.svd(g := matrix(24, 16), full_matrices=False)
     inside = left.T @ orthogonalize(g[None])[0] @ right.T

@@ -13,7 +13,10 @@ from pathlib import Path
 import home
 import pytest
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes, which this system has not")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes, which this system has not"),
+]
 COPIES = {"random": 2, "rename": 10, "interrupt": 3}
 
 

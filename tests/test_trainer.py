@@ -129,6 +129,20 @@ def test_rates_follow_the_schedule(tmp_path):
     )
 
 
+def test_a_step_follows_the_gradient_of_its_own_batch_alone(tmp_path, monkeypatch):
+    """The same batch, and weights that do not move: the same gradient each time, with nothing left of the step before."""
+    model, seen = small_model(block_size=16), []
+
+    def note(parameters, limit):
+        seen.append([p.grad.clone() for p in parameters])
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", note)
+    run(tmp_path, model, replace(SETTINGS, steps=3, lr_scale=1e-12), task={"batch": lambda step: counting(0)})
+    assert len(seen) == 3
+    for first, later in zip(seen[0] * 2, seen[1] + seen[2], strict=True):
+        torch.testing.assert_close(later, first)
+
+
 def test_a_record_is_strict_json_without_what_was_not_measured(tmp_path):
     first, second = (report.record() for report in run(tmp_path, take=2))
     for record in (first, second):
@@ -490,3 +504,23 @@ def make_plain(model, lr_scale, weight_decay):
     from nanochat.optim import Optimizers
 
     return Optimizers([torch.optim.SGD(model.parameters(), lr=0.1 * lr_scale)])
+
+
+def test_the_time_left_counts_the_validations_to_come(tmp_path, monkeypatch):
+    """A clock that stands still but for steps of 1 s and validations of 10 s."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def validate(model):
+        now[0] += 10.0
+        return {"val_loss": 1.0}
+
+    def batch(step):
+        now[0] += 1.0
+        return counting(step)
+
+    monkeypatch.setattr(devices, "matrix_rate", lambda kind, dtype: 1e9)
+    task = counting_task(tmp_path, validate=validate, batch=batch)
+    reports = list(train(fresh(), task, replace(SETTINGS, steps=5, eval_every=2)))
+    # after step 1: four steps of 1 s, and validations after steps 2, 4 and 5
+    assert [report.eta_s for report in reports[1:]] == pytest.approx([34.0, 23.0, 22.0, 11.0, 0.0])

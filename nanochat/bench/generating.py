@@ -1,0 +1,98 @@
+"""Generation: with the cache against without, near and far in the context, one text and many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from ..config import model_config
+from ..generate import generate, stream
+from ..model import GPT
+from .rows import Row, measured
+from .timing import interleave, ratio
+
+GROUP = "generation"
+CONTEXTS = (128, 256, 512, 1024)
+
+
+@torch.inference_mode()
+def uncached(model: GPT, prompt: list[int], new: int) -> list[int]:
+    """Greedy generation that reads everything again for each token: the loop before there was a cache."""
+    ids = list(prompt)
+    device = next(model.parameters()).device
+    for _ in range(new):
+        last = model.trunk(torch.tensor([ids], device=device))[:, -1:]
+        ids.append(int(model.head(last).argmax()))
+    return ids[len(prompt) :]
+
+
+def _prompt(length: int) -> list[int]:
+    return [(7 * i) % 1000 for i in range(length)]
+
+
+def _pull(tokens: Iterator[int], count: int) -> Callable[[], object]:
+    def pull() -> None:
+        for _ in range(count):
+            next(tokens)
+
+    return pull
+
+
+def rows(device: torch.device, contexts: Sequence[int] = CONTEXTS, new: int = 32, rounds: int = 3) -> list[Row]:
+    """The default's shape with room for the longest context; weights do not matter for the time."""
+    torch.manual_seed(0)
+    far = contexts[-1]
+    model = GPT(model_config("nano", 1024, block_size=2 * far)).to(device).eval()
+    found: list[Row] = []
+    for context in contexts:
+        prompt = _prompt(context - new)
+        seconds = interleave(
+            {
+                "cached": lambda prompt=prompt: generate(model, [prompt], max_new_tokens=new),
+                "uncached": lambda prompt=prompt: uncached(model, prompt, new),
+            },
+            rounds,
+        )
+        found.append(
+            measured(
+                GROUP, f"cache against no cache, up to {context} tokens", ratio(seconds["uncached"], seconds["cached"]),
+                "x", f"{new} new tokens, reading the prompt included, {rounds} rounds in turns; nano's shape in float32",
+                target=5.0 if context == far else None,
+            )
+        )  # fmt: skip
+    return [*found, _flat(model, contexts, new, rounds), *_batched(model, new, rounds)]
+
+
+def _flat(model: GPT, contexts: Sequence[int], new: int, rounds: int) -> Row:
+    """Time per token after the prompt was read: far in the context against near its start."""
+    near, far = contexts[0], contexts[-1]
+    total = new * (rounds + 2)
+    streams = {context: stream(model, _prompt(context), max_new_tokens=total) for context in (near, far)}
+    for tokens in streams.values():
+        next(tokens)  # reads the prompt
+    seconds = interleave({str(context): _pull(tokens, new) for context, tokens in streams.items()}, rounds)
+    return measured(
+        GROUP, f"time per token after {far} tokens against after {near}", ratio(seconds[str(far)], seconds[str(near)]),
+        "x", f"{new} tokens of two running streams, {rounds} rounds in turns, reading the prompts left out",
+        target=1.5, at_most=True,
+    )  # fmt: skip
+
+
+def _batched(model: GPT, new: int, rounds: int, many: int = 16) -> list[Row]:
+    prompt = _prompt(64)
+    seconds = interleave(
+        {
+            "one": lambda: generate(model, [prompt], max_new_tokens=new),
+            "many": lambda: generate(model, [prompt] * many, max_new_tokens=new),
+        },
+        rounds,
+    )
+    how = f"{new} new tokens each after {len(prompt)}, {rounds} rounds in turns"
+    single = ratio([new] * rounds, seconds["one"])
+    return [
+        measured(GROUP, "one text", single, "tokens/s", how),
+        measured(
+            GROUP, f"{many} texts at once against one by one", ratio(seconds["one"], seconds["many"], many), "x", how
+        ),
+    ]

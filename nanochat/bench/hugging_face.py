@@ -1,0 +1,89 @@
+"""The opponent: Hugging Face's GPT-2, in our process or as it comes in one of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+
+import torch
+
+from .. import devices
+from ..config import ModelConfig, UserError
+from .shapes import Shape, random_batch
+
+Step = Callable[[], object]
+
+
+def installed() -> bool:
+    """Whether the [hf] extra is there."""
+    return "transformers" in sys.modules or importlib.util.find_spec("transformers") is not None
+
+
+def step(shape: Shape, device: torch.device, dtype: torch.dtype) -> Step:
+    """A training step of GPT2LMHeadModel with clipping and fused AdamW, without dropout. Raises ImportError without [hf]."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    config = shape.config
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=config.vocab_size, n_positions=config.block_size, n_embd=config.n_embd, n_layer=config.n_layer,
+            n_head=config.n_head, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+        )
+    ).to(device)  # fmt: skip
+    model.train()
+    x, _ = random_batch(shape, device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
+
+    def run() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = model(x, labels=x).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        devices.synchronize(device)
+
+    return run
+
+
+@contextmanager
+def elsewhere(shape: Shape, device: torch.device, dtype: torch.dtype) -> Iterator[Step]:
+    """The same step in a process of its own, which does one whenever it is asked to. Raises UserError if that ends."""
+    order = json.dumps([asdict(shape), str(device), str(dtype).removeprefix("torch.")])
+    with subprocess.Popen(
+        [sys.executable, "-m", "nanochat.bench.hugging_face", order], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, bufsize=1,
+    ) as child:  # fmt: skip
+        assert child.stdin is not None and child.stdout is not None
+
+        def run() -> None:
+            with suppress(OSError):  # it has ended: then no answer comes either
+                child.stdin.write("step\n")
+            if child.stdout.readline() != "done\n":
+                raise UserError("Hugging Face's training step failed; what went wrong is said above")
+
+        try:
+            yield run
+        finally:
+            child.kill()
+
+
+def main(order: str) -> None:
+    """A step for each line of the standard input."""
+    shape, device, dtype = json.loads(order)
+    config = ModelConfig(**shape["config"])
+    run = step(Shape(shape["name"], config, shape["batch_size"]), torch.device(device), getattr(torch, dtype))
+    for _ in sys.stdin:
+        run()
+        print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

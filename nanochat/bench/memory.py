@@ -1,0 +1,58 @@
+"""Peak memory of a command: of its process and all that it starts, with interpreter and libraries."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from ..config import UserError
+
+_PAUSE = 0.02  # seconds between two looks
+
+
+def _now_mb(process: psutil.Process) -> float:
+    """What the process and its children hold now; or the most that it alone has ever held, where Linux tells."""
+    total = 0.0
+    for member in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):  # it ended while we looked
+            total += member.memory_info().rss / 1e6
+    with contextlib.suppress(OSError):
+        if most := re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text()):
+            total = max(total, int(most[1]) * 1024 / 1e6)
+    return total
+
+
+def peak_mb(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[float, float]:
+    """Run Python with `arguments`; returns its peak memory in MB and the seconds it took. Raises UserError if it fails."""
+    begin, peak = time.perf_counter(), 0.0
+    with tempfile.TemporaryFile("w+") as said:
+        child = subprocess.Popen(
+            [sys.executable, *arguments], stdout=said, stderr=said, env={**os.environ, **(environment or {})}
+        )
+        try:
+            while child.poll() is None:
+                with contextlib.suppress(psutil.Error):
+                    peak = max(peak, _now_mb(psutil.Process(child.pid)))
+                time.sleep(_PAUSE)
+        finally:
+            child.kill()
+            child.wait()
+        if child.returncode:
+            said.seek(0)
+            last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
+            raise UserError(f"a part of the bench failed ({last})")
+    return peak, time.perf_counter() - begin
+
+
+def torch_alone_mb() -> float:
+    """What a process that only imported torch holds."""
+    return peak_mb(["-c", "import torch"])[0]

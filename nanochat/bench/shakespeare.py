@@ -1,0 +1,222 @@
+"""How long it takes to learn tiny_shakespeare: one real training against the original's recipe and nanoGPT's results.
+
+The trainings run in processes of their own with nothing compiled before, so that the clock sees what a person sees.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .. import corpora, dataset, stages
+from ..config import PROFILES, UserError
+from ..trainer import StepReport, TrainSettings
+from .original import original_seconds
+from .rows import Row
+
+GROUP = "shakespeare"
+CORPUS = "tiny_shakespeare"
+
+# Bits per byte of the whole validation split: what the original's recipe has after 300 steps, and nanoGPT's published
+# results in its readme (1.88 and 1.4697 nats per character, and a character is a byte)
+ORIGINAL_300, NANOGPT_CPU, NANOGPT_A100 = 2.55, 2.71, 2.120
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """With what we train for this. The whole validation split is read every `eval_every` steps."""
+
+    tokenizer: str = "bpe:1024"
+    model: str = "nano"
+    dropout: float = 0.1
+    batch_size: int = 16
+    steps: int = 600
+    eval_every: int = 25
+    lr_scale: float = 1.0
+    seed: int = 1337
+    compile: bool = True
+
+    def settings(self) -> TrainSettings:
+        """As the trainer takes them."""
+        return TrainSettings(
+            steps=self.steps, batch_size=self.batch_size, seed=self.seed, lr_scale=self.lr_scale,
+            eval_every=self.eval_every, compile=self.compile,
+        )  # fmt: skip
+
+
+RECIPE = Recipe()
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A validation: after how many seconds since the process began, how many of them validating, and what was found."""
+
+    step: int
+    seconds: float
+    eval_s: float
+    val_bpb: float
+
+
+# --- in the process that trains -----------------------------------------------------------------------------------------
+
+
+def _train(recipe: Recipe, seconds: float) -> Iterator[StepReport]:
+    begin = time.perf_counter()
+    data = dataset.prepare_corpus(CORPUS, recipe.tokenizer)
+    print(json.dumps({"split": _split(data)}), flush=True)
+    return stages.pretrain(
+        "bench", data, model=recipe.model, settings=recipe.settings(), dropout=recipe.dropout, val_windows=sys.maxsize,
+        stop=lambda: time.perf_counter() - begin > seconds, say=_say,
+    )  # fmt: skip
+
+
+def _train_by_default(recipe: Recipe) -> Iterator[StepReport]:
+    """The default profile's pretraining, validated as it always is."""
+    settings = stages.pretrain_settings(PROFILES["default"])
+    data = dataset.prepare_corpus(CORPUS, recipe.tokenizer)
+    return stages.pretrain("bench", data, model=recipe.model, settings=settings, say=_say)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _split(data: dataset.CorpusData) -> str:
+    """Where our validation split begins, and where nanoGPT's does: with the last tenth of the characters."""
+    ours, whole = data.meta["train"]["bytes"], data.meta["train"]["bytes"] + data.meta["val"]["bytes"]
+    return f"validation is what follows byte {ours:,} of {whole:,} (nanoGPT: {int(0.9 * whole):,})"
+
+
+def main(what: str, seconds: str, changes: str) -> None:
+    """Print a line of JSON for each validation; end when nanoGPT's better result is reached, or the time is over.
+
+    `what` is "recipe" or "default"; `changes` of the recipe come as JSON.
+    """
+    recipe = replace(RECIPE, **json.loads(changes))
+    reports = _train(recipe, float(seconds)) if what == "recipe" else _train_by_default(recipe)
+    for report in reports:
+        if report.val_bpb is None:
+            continue
+        print(json.dumps(report.record()), flush=True)
+        if report.step and (what != "recipe" or report.val_bpb <= NANOGPT_A100):
+            return
+
+
+# --- in the process that watches ----------------------------------------------------------------------------------------
+
+
+def _lines(what: str, seconds: float, changes: dict[str, Any]) -> Iterator[tuple[float, dict[str, Any]]]:
+    """What `main` prints, each line after how many seconds. Its project folder and the compiler's are new, and go again.
+
+    Raises UserError if the corpus is neither here nor to be had (it says where to put it), or if the training fails.
+    """
+    path = corpora.locate(CORPUS)
+    assert path is not None
+    with tempfile.TemporaryDirectory() as folder:
+        downloads = Path(folder) / "data" / "downloads"
+        downloads.mkdir(parents=True)
+        shutil.copy(path, downloads / corpora.CORPORA[CORPUS].file_name)
+        environment = {**os.environ, "NANOCHAT_HOME": folder, "TORCHINDUCTOR_CACHE_DIR": str(Path(folder) / "compiled")}
+        begin = time.perf_counter()
+        child = subprocess.Popen(
+            [sys.executable, "-m", "nanochat.bench.shakespeare", what, str(seconds), json.dumps(changes)],
+            stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+        try:
+            assert child.stdout is not None
+            for line in child.stdout:
+                yield time.perf_counter() - begin, json.loads(line)
+            if child.wait():
+                raise UserError("the training of the bench failed; what went wrong is said above")
+        finally:
+            child.kill()
+            child.wait()
+            child.stdout.close()
+
+
+def evaluation(**changes: Any) -> list[Row]:
+    """How much of the default pretraining is validation."""
+    how = "the first validation after the start of the default profile's pretraining, against the steps between two"
+    record = [record for _, record in _lines("default", 0, changes)][-1]
+    training = record["step"] * _step_seconds(record)
+    share = 100 * record["eval_s"] / training
+    return [Row("evaluation", "validating against training", share, "%", how, target=5.0, at_most=True)]
+
+
+def _step_seconds(record: dict[str, Any]) -> float:
+    """The median of the last steps."""
+    return record["tokens"] / record["step"] / record["tokens_per_s"]
+
+
+def reached(moments: Sequence[Moment], bpb: float) -> Moment | None:
+    """The first validation that was as good."""
+    return next((moment for moment in moments if moment.val_bpb <= bpb), None)
+
+
+def learning(seconds: float, say: Callable[[str], None], **changes: Any) -> tuple[list[Moment], str]:
+    """Train by the recipe for at most so many seconds; returns its validations, and where the split is."""
+    moments: list[Moment] = []
+    split, validating = "", 0.0
+    for after, record in _lines("recipe", seconds, changes):
+        split = record.get("split", split)
+        if "val_bpb" in record:
+            validating += record["eval_s"]
+            moments.append(Moment(record["step"], after, validating, record["val_bpb"]))
+            say(f"  step {record['step']}: {record['val_bpb']:.3f} bits per byte after {after:.0f} s")
+    return moments, split
+
+
+def rows(seconds: float, say: Callable[[str], None] = lambda text: None, **changes: Any) -> list[Row]:
+    """Our minutes to each result, and the original's where they are known."""
+    original = original_seconds()
+    moments, split = learning(seconds, say, **changes)
+    recipe = replace(RECIPE, **changes)
+    how = (
+        f"{recipe.model}, {recipe.tokenizer} learned from the whole text, dropout {recipe.dropout:g}, {recipe.batch_size} "
+        f"rows, schedule of {recipe.steps} steps; from the start of the process, compiling and validating included; "
+        f"whole validation split every {recipe.eval_every} steps: {split}"
+    )
+    goals = (
+        ("nanoGPT's CPU result", NANOGPT_CPU, None),
+        ("the original after 300 steps", ORIGINAL_300, None),
+        ("nanoGPT's A100 result", NANOGPT_A100, 10.0),
+    )
+    found = []
+    for name, bpb, target in goals:
+        name = f"minutes to {bpb:g} bits per byte ({name})"
+        moment = reached(moments, bpb)
+        if moment is None:
+            found.append(replace(_not_reached(name, moments, seconds, how), target=target, at_most=True))
+            continue
+        said = f"step {moment.step}, {(moment.seconds - moment.eval_s) / 60:.2f} minutes without validating; {how}"
+        found.append(Row(GROUP, name, moment.seconds / 60, "min", said, target=target, at_most=True))
+    there = reached(moments, ORIGINAL_300)
+    name = "faster than the original to its quality after 300 steps"
+    if there is None:
+        return [*found, replace(_not_reached(name, moments, seconds, how), target=50.0)]
+    said = (
+        "the original: 300 steps and 12 evaluations of 200 batches with gradients, computed from the measured "
+        f"{original.step:.2f} s a step and {original.batch:.2f} s a batch (GPT-2 6 x 384, all logits of 50,257 ids, AdamW, "
+        f"float32, eager, 8 x 128) as {original.to_300 / 60:.1f} minutes; ours: {there.seconds:.0f} s"
+    )
+    return [*found, Row(GROUP, name, original.to_300 / there.seconds, "x", said, target=50.0)]
+
+
+def _not_reached(name: str, moments: Sequence[Moment], seconds: float, how: str) -> Row:
+    best = min((moment.val_bpb for moment in moments), default=math.nan)
+    after = moments[-1].seconds if moments else seconds
+    return Row(GROUP, name, None, "", how, problem=f"not reached: {best:.3f} was the best of {after / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,37 @@
+"""What the bench trains: the default, and the original's shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig, model_config
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is trained: a name for the table, a model, and how many rows of block_size tokens a step takes."""
+
+    name: str
+    config: ModelConfig
+    batch_size: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in a step."""
+        return self.batch_size * self.config.block_size
+
+
+SHAPES = (
+    Shape("nano 16 x 256", model_config("nano", 1024), 16),
+    Shape("nanoGPT with 50,257 ids 8 x 128", model_config("nanoGPT"), 8),
+)
+
+
+def random_batch(shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
+    """x and y (B, T): any ids do, the time does not depend on them."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(shape.config.vocab_size, (shape.batch_size, shape.config.block_size + 1), generator=draw)
+    return ids[:, :-1].contiguous().to(device), ids[:, 1:].contiguous().to(device)
