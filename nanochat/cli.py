@@ -28,13 +28,13 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
-def _number(kind: Callable[[str], Any], what: str, least: float) -> Callable[[str], Any]:
+def _number(kind: Callable[[str], Any], what: str, least: float, below: float = 2**63) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not least <= value < 2**63:
+        if not least <= value < below:
             raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
         return value
 
@@ -43,6 +43,7 @@ def _number(kind: Callable[[str], Any], what: str, least: float) -> Callable[[st
 
 _count = _number(int, "a whole number of at least 1", 1)
 _seed = _number(int, "a whole number of at least 0", 0)
+_port = _number(int, "a port, a whole number from 1 to 65535", 1, 65536)
 _temperature = _number(float, "a number of at least 0", 0.0)
 
 
@@ -91,6 +92,12 @@ def _device(name: str) -> str:
     return name
 
 
+def _bench_group(name: str) -> str:
+    from .bench import suite
+
+    return suite.check(name)
+
+
 def _file_to_write(name: str) -> Path:
     if Path(name).is_dir():
         raise UserError(f"{name!r} is a folder; name a file")
@@ -135,17 +142,18 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_training(sub: _Parser, default_run: str) -> None:
         add_profile(sub)
-        sub.add_argument("--run", type=run, metavar="NAME", help=f"a folder in out/ (default: {default_run})")
+        about = f"a folder in out/ (default: {default_run})"
+        sub.add_argument("--run", type=_checked(paths.new_run), metavar="NAME", help=about)
         sub.add_argument("--steps", type=_count, metavar="N", help="optimizer steps (default: the profile's)")
         sub.add_argument("--batch-size", type=_count, metavar="N", help="rows in a step (default: the profile's)")
         sub.add_argument("--seed", type=_seed, metavar="N", help="the same seed gives the same run")
         sub.add_argument("--device", type=_checked(_device), default="auto", help="auto, cpu, cuda, mps")
         sub.add_argument("--resume", action="store_true", help="go on from where the run stopped")
 
-    def add_trained(sub: _Parser, stage_default: str | None = None) -> None:
-        sub.add_argument("--run", type=run, metavar="NAME", help="the run to use (default: the newest)")
-        said = f"{', '.join(paths.STAGES)} (default: {stage_default or 'the latest there is'})"
-        sub.add_argument("--stage", type=stage, default=stage_default, help=said)
+    def add_trained(sub: _Parser, stage_default: str = "the latest there is") -> None:
+        about = f"the run to use (default: the newest; {paths.BOX}: the model that comes with nanochat)"
+        sub.add_argument("--run", type=run, metavar="NAME", help=about)
+        sub.add_argument("--stage", type=stage, help=f"{', '.join(paths.STAGES)} (default: {stage_default})")
 
     def add_sampling(sub: _Parser, tokens: int, temperature: float) -> None:
         sub.add_argument("--tokens", type=_count, default=tokens, help=f"at most so many new tokens ({tokens})")
@@ -195,8 +203,15 @@ def _parser() -> argparse.ArgumentParser:
     add_sampling(sub, tokens=100, temperature=0.8)
     sub.add_argument("--top-k", type=_count, metavar="N", help="draw only from the k most likely tokens")
 
-    sub = command(commands.chat, "chat in the terminal, and rate the answers", "chat --run nano")
+    sub = command(commands.chat, "chat in the terminal or the browser, and rate the answers", "chat --run nano")
     add_trained(sub)
+    sub.add_argument("--web", action="store_true", help="the playground as a web page on this machine")
+    sub.add_argument("--port", type=_port, metavar="N", help="of the web page (default: a free one)")
+
+    sub = command(commands.bench, "measure speed and memory, as ratios in one run", "bench --json out/bench.json")
+    sub.add_argument("--only", type=_checked(_bench_group), metavar="GROUP", help="only this group, such as generation")
+    about = "write the results here as well, and a figure beside it"
+    sub.add_argument("--json", type=_checked(_file_to_write), metavar="PATH", help=about)
 
     command(commands.lab, "open JupyterLab at the notebooks", "lab")
     return parser

@@ -234,9 +234,11 @@ def ask(args: argparse.Namespace) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     """Print a text and the model's continuation."""
-    from . import generate, stages
+    from . import checkpoint, generate, stages
 
-    loaded = stages.load(args.run, args.stage)
+    # the model in the box has no base model before it
+    stage = args.stage or (None if checkpoint.in_box(checkpoint.find(args.run)) else "base_model")
+    loaded = stages.load(args.run, stage)
     tokenizer = loaded.tokenizer
     prompt = [tokenizer.eot, *tokenizer.encode(args.prompt)]
     _announce_cropping(prompt, loaded)
@@ -254,7 +256,14 @@ def _announce_cropping(prompt: Sequence[int], loaded: Any) -> None:
 
 
 def chat(args: argparse.Namespace) -> None:
-    """Talk in the terminal."""
+    """Talk in the terminal, or on a page of its own in the browser."""
+    if args.web:
+        from . import web
+
+        web.serve(args.run, args.stage, args.port or 0, say)
+        return
+    if args.port:
+        raise UserError("--port is the port of the web page; add --web")
     from . import terminal
 
     terminal.chat(args.run, args.stage)
@@ -276,6 +285,17 @@ def course(args: argparse.Namespace) -> int:
         say(f"nanochat: {one_line(error)}")
         return 1
     return 0
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Print results beside targets."""
+    from .bench import suite, table
+
+    results = suite.run(args.only, say)
+    if args.json:
+        picture = table.save(results, args.json)
+        say(f"written: {args.json} and {picture}")
+    print(table.table(results))
 
 
 def lab(args: argparse.Namespace) -> None:

@@ -9,23 +9,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from .config import safe_name, unknown
+from .config import UserError, safe_name, unknown
 
 __all__ = [
+    "BOX",
     "STAGES",
     "atomic_write",
+    "box_dir",
     "checkpoint_path",
     "data_dir",
     "feedback_path",
     "home",
     "last_path",
     "metrics_path",
+    "new_run",
     "run_dir",
     "safe_name",
     "stage_name",
 ]
 
 STAGES = ("base_model", "fine_tuned", "aligned")
+BOX = "box"  # the run whose model comes with the package
 
 
 def home() -> Path:
@@ -44,6 +48,18 @@ def data_dir(name: str) -> Path:
 def run_dir(run: str) -> Path:
     """out/<run>: everything one run makes."""
     return home() / "out" / safe_name(run)
+
+
+def box_dir() -> Path:
+    """nanochat/box: the model that comes with the package. What is said with it goes to out/box and data/feedback."""
+    return Path(__file__).resolve().parent / BOX
+
+
+def new_run(run: str) -> str:
+    """`run` if a model can be trained under this name; raises UserError otherwise."""
+    if safe_name(run) == BOX:
+        raise UserError(f"{BOX!r} names the model that comes with nanochat; choose another name for your run")
+    return run
 
 
 def stage_name(stage: str) -> str:

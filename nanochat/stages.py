@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -176,19 +177,21 @@ def pretrain(
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
+    val_windows: int | None = None,
     **shape: Any,
 ) -> Iterator[StepReport]:
     """Train a fresh GPT of the preset `model` to continue the corpus; leaves out/<run>/<run>_base_model.pt.
 
-    `shape` overrides the preset (n_layer=2, …). Raises UserError before anything is written if something does not fit.
+    `shape` overrides the preset (n_layer=2, …). Validation reads at most `val_windows` rows of the validation split, by
+    default as many as take 5 % of the time. Raises UserError before anything is written if something does not fit.
     """
-    paths.safe_name(run)
+    paths.new_run(run)
     tokenizer, where = corpus.tokenizer, devices.pick_device(device)
     config = model_config(model, tokenizer.vocab_size, **shape)
     dataset.batch(corpus.train, seed=0, step=0, batch_size=1, block_size=config.block_size)  # long enough?
     torch.manual_seed(settings.seed)
     gpt = GPT(config).to(where)
-    limit = val_batches(settings) * settings.batch_size
+    limit = val_windows or val_batches(settings) * settings.batch_size
     x_val, y_val = dataset.val_windows(corpus.val, config.block_size, limit)
     meta = {
         "run": run, "stage": "base_model", "model_name": model, "corpus": corpus.name, "seed": settings.seed,
@@ -273,9 +276,21 @@ def finetune(
     return _run_stage(run, gpt, task, settings, resume, stop, say)
 
 
-def load(run: str | None = None, stage: str | None = None, device: str = "auto") -> checkpoint.Checkpoint:
-    """The trained model that `run` and `stage` mean (see checkpoint.find), on `device`."""
-    return checkpoint.load(checkpoint.find(run, stage), devices.pick_device(device))
+def load(
+    run: str | None = None,
+    stage: str | None = None,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda sentence: print(sentence, file=sys.stderr),
+) -> checkpoint.Checkpoint:
+    """The model that `run` and `stage` mean (see checkpoint.find), on `device`.
+
+    `say` is told when that is the model in the box although nobody asked for it.
+    """
+    loaded = checkpoint.load(checkpoint.find(run, stage), devices.pick_device(device))
+    if run is None and checkpoint.in_box(loaded.path):
+        name = loaded.meta.get("trained_as", paths.BOX)
+        say(f"no trained run yet: this is the model in the box ({name}); `nanochat course` trains your own")
+    return loaded
 
 
 def answer(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from pathlib import Path
@@ -14,9 +15,12 @@ import matplotlib
 import pytest
 from hypothesis import settings
 
+from nanochat import paths
+
 # Not through MPLBACKEND: kernels would inherit it, and notebooks would then show no figures.
 matplotlib.use("Agg")
 
+_boxes = itertools.count()
 settings.register_profile("nanochat", derandomize=True, deadline=None)
 settings.load_profile("nanochat")
 
@@ -26,6 +30,13 @@ def nanochat_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty project folder: data/ and out/ of this test go there."""
     monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path))
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def empty_box(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty box, whatever model comes with the package: what there is to talk to is what a test makes."""
+    folder = tmp_path_factory.getbasetemp() / f"box-{next(_boxes)}" / paths.BOX
+    monkeypatch.setattr(paths, "box_dir", lambda: folder)
 
 
 # A job in the background of a shell script is born with Ctrl-C ignored, and so are all the processes that it starts: tests

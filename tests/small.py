@@ -24,12 +24,16 @@ def small_config(arch: str = "modern", **changes: Any) -> ModelConfig:
 
 
 def small_model(arch: str = "modern", *, seed: int = 0, **changes: Any) -> GPT:
-    """A model with all its weights drawn at random: as the modern one starts, its blocks do nothing."""
+    """A model with all its weights drawn at random: as the modern one starts, its blocks do nothing.
+
+    Norms stay near one and biases near zero, or a bias would choose the same next token whatever was read.
+    """
     model = GPT(small_config(arch, **changes))
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(torch.randn(p.shape, generator=draw) * (0.3 if p.dim() == 2 else 0.5))
+        for name, p in model.named_parameters():
+            scale = 0.3 if p.dim() == 2 else 0.1
+            p.copy_(torch.randn(p.shape, generator=draw) * scale + (p.dim() == 1 and name.endswith("weight")))
     return model.eval()
 
 

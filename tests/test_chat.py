@@ -103,7 +103,7 @@ def test_an_error_while_answering_leaves_the_session_as_it_was(session: ChatSess
             with pytest.raises(RuntimeError, match="out of memory"):
                 list(ask("wave"))
     assert len(session.exchanges) == 1 and not session.busy
-    session.settings = Settings(remember=False)
+    session.settings = Settings(remember=0)
     assert whole(session.reply("wave")) == ANSWERS["wave"]
 
 
@@ -211,7 +211,7 @@ def test_the_oldest_turns_go_when_the_context_is_full_and_it_is_said(session: Ch
     whole(session.reply("count"))
     session.exchanges *= 3
     whole(session.reply("count"))
-    assert said == ["The context is full: the model no longer sees the first 2 questions and their answers."]
+    assert said == ["The context is full: the model no longer sees 2 earlier questions and their answers."]
     shown = session.exchanges[3].answer.conversation.turns
     assert [turn.text for turn in shown] == ["count", ANSWERS["count"], "count"]
     assert len(session.history) >= 6, "the person still sees everything"
@@ -220,9 +220,28 @@ def test_the_oldest_turns_go_when_the_context_is_full_and_it_is_said(session: Ch
 
 
 def test_turns_can_be_forgotten_on_purpose(session: ChatSession, said: list[str]):
-    session.settings = Settings(remember=False)
+    session.settings = Settings(remember=0)
     whole(session.reply("hello"))
     assert whole(session.reply("wave")) == ANSWERS["wave"] and said == []
+
+
+def test_the_model_is_shown_the_last_questions_and_the_person_all(session: ChatSession, said: list[str]):
+    session.settings = Settings(remember=2)
+    for _ in range(4):
+        whole(session.reply("hello"))
+    shown = session.exchanges[-1].answer.conversation.turns
+    assert shown == (*session.history[2:6], session.history[6])
+    assert len(session.history) == 8 and said == []
+    rendered = len(qa.render(qa.Conversation(session.history[-4:]), session.loaded.tokenizer))
+    assert session.budget() == (rendered, 96)
+    session.settings = Settings(remember=0)
+    assert session.budget() == (0, 96)
+
+
+@pytest.mark.parametrize("remember", [-1, True, 1.5])
+def test_remembering_is_a_number_of_questions(remember):
+    with pytest.raises(UserError, match="remember must be a whole number"):
+        Settings(remember=remember)
 
 
 def test_a_question_longer_than_the_context_is_cropped_from_the_left_and_it_is_said(session, said: list[str]):
@@ -271,7 +290,7 @@ def test_feedback_has_all_it_takes_to_learn_from_and_to_reproduce(session: ChatS
     first = records[0]
     assert (first.run, first.stage, first.responses, first.seeds) == ("tiny", "fine_tuned", (answer.text,), (11,))
     assert first.conversation == Conversation((Turn("user", "hello"),), "A passage.")
-    assert first.sampling == {"temperature": 0.7, "top_k": None, "top_p": 0.9, "max_new_tokens": 96}
+    assert first.sampling == {"temperature": 0.7, "top_k": None, "top_p": 0.9, "max_new_tokens": 128}
     assert first.checkpoint == session.loaded.meta["fingerprint"]
     assert first.tokenizer == session.loaded.tokenizer.fingerprint
     (opinion,) = feedback.current(records)

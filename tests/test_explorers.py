@@ -82,14 +82,14 @@ def test_typing_changes_the_tokens_shown():
     assert _boxes(cut.value)[:2] == ["the", "␣hat"]
 
 
-def test_slider_goes_through_the_merges_of_the_word():
+def test_number_goes_through_the_merges_of_the_word():
     *_, controls, pieces = tokens.explorer([TOK], "", "then").children
-    spelled, slider = controls.children
+    spelled, merges = controls.children
     assert _boxes(pieces.value) == ["t", "h", "e", "n"]
-    slider.value = slider.max
+    merges.value = merges.max
     assert len(_boxes(pieces.value)) == len(TOK.encode("then"))
-    spelled.value = "xy"  # no merges: the slider must come back into range
-    assert (slider.value, slider.max) == (0, 0)
+    spelled.value = "xy"  # no merges: the number must come back into range
+    assert (merges.value, merges.max) == (0, 0)
     assert _boxes(pieces.value) == ["x", "y"]
     spelled.value = ""
     assert "That did not work" not in pieces.value
@@ -137,7 +137,7 @@ def test_sentence_counts_the_targets_that_carry_loss():
     assert batches.sentence(MASKED) == "1 rows of 5 positions; 2 of 5 targets (40%) carry loss."
 
 
-def test_sliders_choose_step_and_row():
+def test_numbers_choose_step_and_row():
     made = []
 
     def make(step):

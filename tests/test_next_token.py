@@ -90,8 +90,8 @@ def test_the_fallback_has_every_candidate_in_words_and_the_figure_the_same_sente
 
 
 def _parts(box):
-    typed, chat, sliders, buttons, written, table = box.children
-    return typed, chat, sliders.children, buttons.children, written, table
+    typed, chat, numbers, buttons, written, table = box.children
+    return typed, chat, numbers.children, buttons.children, written, table
 
 
 def test_drawing_at_temperature_zero_writes_what_greedy_generation_writes() -> None:
@@ -110,7 +110,7 @@ def test_drawing_at_temperature_zero_writes_what_greedy_generation_writes() -> N
     assert back.disabled
 
 
-def test_the_widget_follows_its_sliders_shows_errors_and_escapes_what_is_typed() -> None:
+def test_the_widget_follows_its_numbers_shows_errors_and_escapes_what_is_typed() -> None:
     model, tok = tiny_model()
     typed, chat, (_, top_k, top_p), (draw, _), written, table = _parts(explorer(model, tok, "one two"))
     everything = table.value

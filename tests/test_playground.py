@@ -281,8 +281,8 @@ def test_a_failed_regenerate_leaves_the_answer_before(app: Playground, monkeypat
 def test_settings_reach_the_model_and_the_defaults_are_greedy(app: Playground):
     assert app.session.settings == chat.Settings()
     app.temperature.value, app.top_k.value, app.top_p.value = 0.7, 20, 0.9
-    app.length.value, app.seed.value, app.remember.value = 12, 5, False
-    assert app.session.settings == chat.Settings(0.7, 20, 0.9, 12, 5, False)
+    app.length.value, app.seed.value, app.remember.value = 12, 5, 1
+    assert app.session.settings == chat.Settings(0.7, 20, 0.9, 12, 5, 1)
     ask(app, "count")
     assert len(app.session.exchanges[0].answer.ids) <= 12
 

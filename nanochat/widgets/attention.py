@@ -136,7 +136,10 @@ def _image(plot: plots.Plot) -> str:
 
     figure, sentence = plot
     source = base64.b64encode(png(figure, dpi=110)).decode()
-    return f'<img alt="{escape(sentence)}" src="data:image/png;base64,{source}"><p>{escape(plain(sentence))}</p>'
+    return (
+        f'<img alt="{escape(sentence)}" src="data:image/png;base64,{source}" style="max-width:100%">'
+        f"<p>{escape(plain(sentence))}</p>"
+    )
 
 
 def explore(model: GPT, tok: Tokenizer, text: str) -> None:

@@ -69,15 +69,15 @@ def _target(tok: Tokenizer, x: np.ndarray, y: np.ndarray, place: int, masked: bo
 
 
 def viewer(tok: Tokenizer, make: Callable[[int], Batch], row: int = 0, start: int = 0) -> widgets.Widget:
-    """The batches make(0), make(1), …: sliders choose the step, the row and where in the row to look."""
+    """The batches make(0), make(1), …: numbers choose the step, the row and where in the row to look."""
     rows, length = np.asarray(make(0)[0]).shape
-    steps = widgets.IntSlider(0, 0, 99, description="step", continuous_update=False)
-    which = widgets.IntSlider(row, 0, rows - 1, description="row")
-    place = widgets.IntSlider(start, 0, (length - 1) // _COLUMNS * _COLUMNS, step=_COLUMNS, description="position")
+    steps = static.number(0, 0, 99, "Step")
+    which = static.number(row, 0, rows - 1, "Row")
+    place = static.number(start, 0, (length - 1) // _COLUMNS * _COLUMNS, "Position", step=_COLUMNS)
     out = widgets.HTML()
 
     static.follow(lambda: _with_sentence(tok, make(steps.value), which.value, place.value), out, [steps, which, place])
-    return widgets.VBox([widgets.HBox([steps, which, place]), out])
+    return widgets.VBox([widgets.HBox([steps, which, place], layout=static.WRAP), out])
 
 
 def first_look(batch: Batch) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..chat import ChatSession
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, in_box
 from ..config import UserError
 from . import markup
 
@@ -44,6 +44,8 @@ def describe(loaded: Checkpoint) -> str:
         parts.append(f"{meta['val_bpb']:.2f} bits per byte")
     if meta["stage"] == "base_model":
         parts.append("continues texts, not taught to answer yet")
+    if in_box(loaded.path):
+        parts.append(f"came with nanochat ({meta.get('trained_as', loaded.path.stem)})")
     return " · ".join(parts)
 
 

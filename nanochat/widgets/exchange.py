@@ -191,6 +191,7 @@ class ExchangeView:
         self.question = w.HTML(passage + markup.bubble("user", question))
         self.answers: list[AnswerView] = []
         self.other = button("Show other answer", self._other, app.guard)
+        self.other.layout.align_self = "flex-start"
         self.choose: list[w.Button] = []
         self.chosen = w.HTML()
         self.box = w.VBox([self.question])

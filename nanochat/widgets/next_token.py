@@ -122,14 +122,13 @@ def inspection_html(inspection: Inspection) -> str:
 
 
 def explorer(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> widgets.Widget:
-    """A text to type, sliders for the settings, and buttons that draw one token after the other."""
-    wide = {"width": "98%"}
-    typed = widgets.Textarea(text, placeholder="Type the beginning of a text.", layout={**wide, "height": "4em"})
+    """A text to type, numbers for the settings, and buttons that draw one token after the other."""
+    layout = {"width": "98%", "height": "4em"}
+    typed = widgets.Textarea(text, description="Text", placeholder="Type the beginning of a text.", layout=layout)
     as_question = widgets.Checkbox(chat, description="ask it as a question, in the chat template", indent=False)
-    named = {"style": {"description_width": "initial"}}  # else long names are cut
-    temperature = widgets.FloatSlider(1.0, min=0.0, max=2.0, step=0.05, description="temperature", **named)
-    top_k = widgets.IntSlider(0, min=0, max=50, description="top-k (0: off)", **named)
-    top_p = widgets.FloatSlider(1.0, min=0.05, max=1.0, step=0.05, description="top-p (1: off)", **named)
+    temperature = static.number(1.0, 0.0, 2.0, "Temperature", step=0.05)
+    top_k = static.number(0, 0, 50, "Top-k (0: off)")
+    top_p = static.number(1.0, 0.05, 1.0, "Top-p (1: off)", step=0.05)
     draw = widgets.Button(description="Draw a token", button_style="primary")
     back = widgets.Button(description="Take it back")
     written, table = widgets.HTML(), widgets.HTML()
@@ -168,8 +167,8 @@ def explorer(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> widge
     update = static.follow(render, table, [typed, as_question, temperature, top_k, top_p])
     draw.on_click(click(add))
     back.on_click(click(drawn.pop))
-    sliders = widgets.HBox([temperature, top_k, top_p], layout={"flex_flow": "row wrap"})
-    return widgets.VBox([typed, as_question, sliders, widgets.HBox([draw, back]), written, table])
+    numbers = widgets.HBox([temperature, top_k, top_p], layout=static.WRAP)
+    return widgets.VBox([typed, as_question, numbers, widgets.HBox([draw, back]), written, table])
 
 
 def explore(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> None:

@@ -35,9 +35,12 @@ class Playground:
         self.worker: threading.Thread | None = None
         self.views: list[ExchangeView] = []
         self.saved_as: Path | None = None
-        self.session = ChatSession(stages.load(run, stage, device), notice=self.say, on_change=self._keep)
+        told: list[str] = []
+        loaded = stages.load(run, stage, device, told.append)
+        self.session = ChatSession(loaded, notice=self.say, on_change=self._keep)
         self._build()
         self._refresh()
+        self.say(" ".join(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in told))
 
     # the parts
 
@@ -47,7 +50,7 @@ class Playground:
         self.model.value = self.session.loaded.path
         self.model.observe(lambda change: self.guard(self._choose_model), names="value")
         self.about = w.HTML(markup.dim(describe(self.session.loaded)))
-        self.earlier = w.Dropdown(description="Chats", layout=w.Layout(width="min(100%, 26em)"))
+        self.earlier = w.Dropdown(description="Chats", layout=w.Layout(width="min(98%, 26em)"))
         self.earlier.observe(lambda change: self.guard(self._choose_chat), names="value")
         self.examples = row(
             *(button(text, lambda q=text, p=passage: self._example(q, p), self.guard) for text, passage in EXAMPLES)
@@ -79,7 +82,7 @@ class Playground:
             description="Passage",
             placeholder="a text to ask about (optional): the model then answers from it",
             rows=3,
-            layout=w.Layout(width="100%"),
+            layout=w.Layout(width="99%"),
         )
         self.settings = self._settings()
         # Not an Accordion: its titles cannot be reached by keyboard.
@@ -114,11 +117,12 @@ class Playground:
         self.top_p = w.BoundedFloatText(1.0, min=0.01, max=1, step=0.05, description="Top-p (1: all)", **common)
         self.length = w.BoundedIntText(default.max_new_tokens, min=1, max=4096, description="Longest answer", **common)
         self.seed = w.BoundedIntText(default.seed, min=0, max=2**31, description="Seed", **common)
-        self.remember = w.Checkbox(True, description="Remember earlier turns", style=style)
+        self.remember = w.BoundedIntText(default.remember, min=0, max=1000, description="Earlier questions", **common)
         fields = [self.temperature, self.top_k, self.top_p, self.length, self.seed, self.remember]
         for field in fields:
             field.observe(lambda change: self.guard(self._apply_settings), names="value")
-        hint = "Temperature 0 always takes the most likely token; above 0 answers vary with the seed."
+        hint = "Temperature 0 always takes the most likely token; above 0 answers vary with the seed. "
+        hint += "The fewer earlier questions a small model is shown, the less it mixes up."
         box = w.VBox([*fields, w.HTML(markup.dim(hint))])
         box.add_class("nc-settings")
         return box
@@ -326,13 +330,13 @@ class Playground:
         self.say("")
 
 
-def playground(run: str | None = None, stage: str | None = None) -> None:
+def playground(run: str | None = None, stage: str | None = None, device: str = "auto") -> None:
     """Show a chat with the model of `run` and `stage` (the newest by default), or what to do if there is none.
 
     Where the widget cannot be shown, as in a saved notebook, a sample exchange stands in its place.
     """
     try:
-        app = Playground(run, stage)
+        app = Playground(run, stage, device)
     except UserError as error:
         display(unavailable(error), raw=True)
     else:

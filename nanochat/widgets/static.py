@@ -1,13 +1,24 @@
-"""Widgets that leave something to read: where no kernel runs, the saved output shows HTML in their place."""
+"""What the explorers share: they leave HTML to read where no kernel runs, and their controls have names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from ipywidgets import Widget
+from ipywidgets import BoundedFloatText, BoundedIntText, Widget
 
 from .markup import escape
+
+WRAP = {"flex_flow": "row wrap"}  # for a row of controls on a narrow page
+
+
+def number(value: float, least: float, most: float, name: str, step: float = 1) -> BoundedIntText | BoundedFloatText:
+    """A field for a number, with arrow keys. Not a slider: JupyterLab gives sliders no name for screen readers."""
+    kind = BoundedIntText if isinstance(value, int) else BoundedFloatText
+    layout = {"width": "15em"}
+    return kind(
+        value, min=least, max=most, step=step, description=name, layout=layout, style={"description_width": "8em"}
+    )
 
 
 def bundle(widget: Widget, html: str, text: str) -> dict[str, Any]:

@@ -84,23 +84,25 @@ def tokenizers_html(toks: Sequence[Tokenizer], text: str) -> str:
 
 
 def explorer(toks: Sequence[Tokenizer], text: str, word: str) -> widgets.Widget:
-    """A text to type, cut by each tokenizer, and a word whose merges (by the first one) a slider goes through."""
-    typed = widgets.Textarea(text, layout={"width": "98%", "height": "5em"}, placeholder="Type anything.")
+    """A text to type, cut by each tokenizer, and a word whose merges (by the first one) a number goes through."""
+    typed = widgets.Textarea(
+        text, description="Text", layout={"width": "98%", "height": "5em"}, placeholder="Type anything."
+    )
     cut = widgets.HTML()
     static.follow(lambda: tokenizers_html(toks, typed.value), cut, [typed])
 
     spelled = widgets.Text(word, description="Word", placeholder="Type a word.")
-    slider = widgets.IntSlider(0, 0, 0, description="Merges", continuous_update=True)
+    merges = static.number(0, 0, 0, "Merges")
     pieces = widgets.HTML()
 
     def render() -> str:
         states = steps(toks[0], spelled.value[:_WORD])
-        slider.max = len(states) - 1  # a value above it follows by itself
-        boxes = " ".join(chip(piece, i) for i, piece in enumerate(states[slider.value]))
-        return f"<p>{boxes}</p><p>{slider.value} of {slider.max} merges, {len(states[slider.value])} pieces</p>"
+        merges.max = len(states) - 1  # a value above it follows by itself
+        boxes = " ".join(chip(piece, i) for i, piece in enumerate(states[merges.value]))
+        return f"<p>{boxes}</p><p>{merges.value} of {merges.max} merges, {len(states[merges.value])} pieces</p>"
 
-    static.follow(render, pieces, [spelled, slider])
-    return widgets.VBox([typed, cut, widgets.HBox([spelled, slider]), pieces])
+    static.follow(render, pieces, [spelled, merges])
+    return widgets.VBox([typed, cut, widgets.HBox([spelled, merges], layout=static.WRAP), pieces])
 
 
 def explore(toks: Sequence[Tokenizer], text: str, word: str) -> None:

@@ -39,8 +39,8 @@ def answers_html(conversations: Sequence[Conversation], said: Mapping[str, Seque
 def explorer(models: Models, question: str, passage: str = "") -> widgets.Widget:
     """A question to type, with or without a passage, and what each model answers."""
     late = {"continuous_update": False, "layout": {"width": "98%"}}  # models answer when the typing is done
-    asked = widgets.Text(question, placeholder="Ask something.", **late)
-    read = widgets.Textarea(passage, placeholder="A passage to read, if you like.", **late)
+    asked = widgets.Text(question, description="Question", placeholder="Ask something.", **late)
+    read = widgets.Textarea(passage, description="Passage", placeholder="A text to read, if you like.", **late)
     out = widgets.HTML()
 
     def render() -> str:

@@ -8,12 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,33 +17,50 @@ import nbformat
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent))
+from serving import CHROMIUM, NO_CHROMIUM, SLOW, WAIT, answers, free_port
 from tiny import ANSWERS, tiny_checkpoint
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright_api.expect
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: install one to run the browser tests"),
-]
-WAIT = 120_000  # milliseconds: a busy machine takes its time to start a kernel
-
-# The tiny model answers faster than anybody can press Stop: it is made as slow as one of some hundred million weights.
-SLOW = """
-import time
-from nanochat import answers
-
-quick = answers.stream
-
-def slow(*args, **kwargs):
-    for token in quick(*args, **kwargs):
-        time.sleep(0.1)
-        yield token
-
-answers.stream = slow
-"""
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)]
 SHOW = "from nanochat.widgets import playground\nplayground('tiny')"
+EXPLORE = """
+import numpy as np
+from nanochat import qa, stages
+from nanochat.widgets import attention, batches, monitor, next_token, tokens, versus
+
+loaded = stages.load("tiny")
+model, tok = loaded.model, loaded.tokenizer
+rows = np.arange(64).reshape(2, 32)
+tokens.explore([tok], "hello hello", "hello")
+batches.view(tok, lambda step: (rows, rows))
+next_token.explore(model, tok, "hello", chat=True)
+versus.compare({"tiny": loaded}, [qa.ask("hello")])
+attention.explore(model, tok, "hello")
+monitor.watch(lambda **options: iter(()))
+"""
+# What can be operated in the explorers: (role, name), as a screen reader says it
+CONTROLS = (
+    ("textbox", "Text"), ("textbox", "Word"), ("spinbutton", "Merges"),
+    ("spinbutton", "Step"), ("spinbutton", "Row"), ("spinbutton", "Position"),
+    ("checkbox", "ask it as a question, in the chat template"), ("spinbutton", "Temperature"),
+    ("spinbutton", "Top-k (0: off)"), ("spinbutton", "Top-p (1: off)"),
+    ("button", "Draw a token"), ("button", "Take it back"),
+    ("textbox", "Question"), ("textbox", "Passage"),
+    ("combobox", "Layer"), ("combobox", "Head"),
+    ("button", "Start"), ("button", "Stop"), ("button", "Go on"),
+    ("button", "Loss"), ("button", "Learning rate"), ("button", "Speed"), ("button", "Memory"),
+)  # fmt: skip
+# The names of everything in an output that can be operated, as the browser computes them; "" for one that has none
+NAMES = """
+root => [...root.querySelectorAll(
+  "button, input:not([type=hidden]), textarea, select, [role=slider], [contenteditable=true]")]
+  .filter(e => e.checkVisibility())
+  .map(e => e.getAttribute("aria-label") || [...(e.labels || [])].map(l => l.textContent).join(" ").trim()
+    || (e.tagName == "BUTTON" ? e.textContent.trim() : ""))
+"""
 
 
 class Lab:
@@ -59,12 +72,12 @@ class Lab:
         self.work.mkdir()
         self.theme("Light")
         cells = [nbformat.v4.new_code_cell(SLOW, id="slow"), nbformat.v4.new_code_cell(SHOW, id="show")]
-        notebook = nbformat.v4.new_notebook(cells=cells)
-        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        nbformat.write(notebook, self.work / "play.ipynb")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        for name, sources in {"play": cells, "explore": [nbformat.v4.new_code_cell(EXPLORE, id="explore")]}.items():
+            notebook = nbformat.v4.new_notebook(cells=sources)
+            notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+            nbformat.write(notebook, self.work / f"{name}.ipynb")
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
         self.log = (folder / "lab.log").open("w")
         command = [
             sys.executable,
@@ -72,7 +85,7 @@ class Lab:
             "jupyterlab",
             "--no-browser",
             "--allow-root",
-            f"--port={self.url.split(':')[2]}",
+            f"--port={port}",
         ]
         options = [
             "--ServerApp.token=",
@@ -96,13 +109,6 @@ class Lab:
         (folder / "themes.jupyterlab-settings").write_text(json.dumps({"theme": f"JupyterLab {name}"}))
         quiet = {"fetchNews": "false", "checkForUpdates": False}
         (folder / "notification.jupyterlab-settings").write_text(json.dumps(quiet))
-
-    def answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/api/status", timeout=10):
-                return True
-        except urllib.error.URLError:
-            return False
 
     def records(self) -> list[dict]:
         path = self.home / "data" / "feedback" / "tiny.jsonl"
@@ -142,7 +148,7 @@ def page(lab: Lab, browser: playwright_api.Browser) -> Iterator[playwright_api.P
     page.on("dialog", answer)
     page.on("pageerror", lambda error: failures.append(str(error)))
     for _ in range(WAIT // 500):
-        if lab.answers():
+        if answers(f"{lab.url}/api/status"):
             break
         page.wait_for_timeout(500)
     open_and_run(lab, page)
@@ -151,13 +157,13 @@ def page(lab: Lab, browser: playwright_api.Browser) -> Iterator[playwright_api.P
     assert failures == []
 
 
-def open_and_run(lab: Lab, page: playwright_api.Page) -> None:
-    page.goto(f"{lab.url}/lab/tree/play.ipynb?reset")
+def open_and_run(lab: Lab, page: playwright_api.Page, notebook: str = "play", button: str = "Send") -> None:
+    page.goto(f"{lab.url}/lab/tree/{notebook}.ipynb?reset")
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
     page.get_by_role("menuitem", name="Kernel", exact=True).click()
     page.get_by_text("Restart Kernel and Run All Cells…").click()
     page.locator(".jp-Dialog .jp-mod-accept").click()
-    page.get_by_role("button", name="Send", exact=True).wait_for()
+    page.get_by_role("button", name=button, exact=True).wait_for()
 
 
 def press(page: playwright_api.Page, name: str, which: int = -1) -> playwright_api.Locator:
@@ -255,6 +261,15 @@ def test_a_chat_comes_back_after_the_kernel_was_restarted(page: playwright_api.P
     chats.select_option(index=1)
     expect(page.locator(".nc-bot")).to_have_text(ANSWERS["wave"])
     expect(page.get_by_role("button", name="Not helpful")).to_have_class(re.compile("mod-warning"))
+
+
+def test_every_control_of_the_explorers_has_a_name(page: playwright_api.Page, lab: Lab):
+    open_and_run(lab, page, "explore", "Go on")
+    for role, name in CONTROLS:
+        expect(page.get_by_role(role, name=name, exact=True).first).to_be_attached()
+    named = [name for output in page.locator(".jp-OutputArea-output").all() for name in output.evaluate(NAMES)]
+    assert len(named) > len(CONTROLS) and "" not in named, "a control without a name"
+    assert set(named) == {name for _, name in CONTROLS}
 
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])

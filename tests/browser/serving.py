@@ -1,0 +1,42 @@
+"""What the browser tests share: the browser, and servers to look at."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import urllib.error
+import urllib.request
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+NO_CHROMIUM = "no chromium on this machine: install one to run the browser tests"
+WAIT = 120_000  # milliseconds: a busy machine takes its time to start a kernel
+
+# The tiny model answers faster than anybody can press Stop: it is made as slow as one of some hundred million weights.
+SLOW = """
+import time
+from nanochat import answers
+
+quick = answers.stream
+
+def slow(*args, **kwargs):
+    for token in quick(*args, **kwargs):
+        time.sleep(0.1)
+        yield token
+
+answers.stream = slow
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def answers(url: str) -> bool:
+    """Whether there is a server yet."""
+    try:
+        with urllib.request.urlopen(url, timeout=10):
+            return True
+    except urllib.error.URLError:
+        return False
