@@ -328,7 +328,8 @@ def heatmap(
         stride = -(-len(labels) // _TICKS)
         axis.set_ticks(range(0, len(labels), stride), plotstyle.tick_labels(labels[::stride], 16))
     upright = all(len(str(label)) <= 2 for label in xlabels)
-    ax.tick_params(axis="x", rotation=0 if upright else 60)
+    if not upright:  # each label ends at its column
+        ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     if matrix.size <= 144:

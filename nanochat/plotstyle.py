@@ -10,6 +10,7 @@ import functools
 import io
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +25,7 @@ INK, QUIET, FAINT = "#222222", "#666666", "#DDDDDD"
 SERIES = (BLUE, ORANGE, GREEN, RED, SKY)
 HATCHES = ("", "", "//", "..", "xx")
 _DPI = 110
+_LINE = 90  # characters that fit beside a narrow window's margins: JupyterLab itself would break lines inside words
 
 
 def new_figure(width: float = 7.0, height: float = 3.6) -> Figure:
@@ -88,14 +90,14 @@ def empty(title: str, reason: str) -> tuple[Figure, str]:
 
 
 def show(figure: Figure, sentence: str) -> None:
-    """Show the figure, where IPython runs, and print the sentence."""
+    """Show the figure, where IPython runs, and print the sentence under it."""
     # Only a session that runs IPython has it loaded; importing it here would cost a script a second.
     ipython = sys.modules.get("IPython")
     if ipython is not None and ipython.get_ipython() is not None:
         from IPython.display import Image, display
 
         display(Image(data=png(figure), format="png", alt=sentence, width=round(figure.get_figwidth() * 96)))
-    print(sentence)
+    print(textwrap.fill(sentence, _LINE, break_long_words=False, break_on_hyphens=False))
 
 
 def png(figure: Figure, dpi: int = 2 * _DPI) -> bytes:

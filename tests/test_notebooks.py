@@ -6,6 +6,7 @@ The rules on outputs hold for what `nanochat course --reference` writes.
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
 import re
@@ -22,7 +23,9 @@ from typing import Any
 import nbformat
 import papermill
 import pytest
+import tour
 from nbformat import NotebookNode
+from PIL import Image
 
 from nanochat import config, reference
 
@@ -342,12 +345,12 @@ def test_there_are_outputs_to_compare(path):
 
 
 @each
-def test_every_picture_has_a_sentence_in_the_same_cell(path):
+def test_every_picture_has_a_sentence_right_under_it(path):
     for cell in code(path):
-        pictures = [o for o in cell.outputs if any(kind.startswith("image/") for kind in o.get("data", {}))]
-        said = "".join(output.text for output in cell.outputs if output.output_type == "stream")
-        sentences = re.findall(r"\S[^\n]{20,}\.(?=\n|$)", said)
-        assert len(sentences) >= len(pictures), first_line(cell)
+        for output, below in itertools.zip_longest(cell.outputs, cell.outputs[1:]):
+            if any(kind.startswith("image/") for kind in output.get("data", {})):
+                assert below and below.output_type == "stream", first_line(cell)
+                assert re.match(r"\S.{20,}?\.(\n|$)", below.text, re.DOTALL), below.text[:80]
 
 
 @each
@@ -374,6 +377,37 @@ def test_a_widget_leaves_something_to_read(path):
     for cell in code(path):
         if any(call in cell.source for call in calls):
             assert any("text/html" in output.get("data", {}) for output in cell.outputs), first_line(cell)
+
+
+# --- the README's tour --------------------------------------------------------------------------------------------------
+
+
+def pictures() -> dict[str, str]:
+    """Path → alternative text of each picture in the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    tags = re.findall(r"<img [^>]+>", text)
+    html = {re.search(r'src="([^"]+)"', tag)[1]: re.search(r'alt="([^"]*)"|$', tag)[1] or "" for tag in tags}
+    return html | {path: alt for alt, path in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", text)}
+
+
+def test_every_picture_of_the_readme_is_there_small_and_told_in_words():
+    for path, alt in pictures().items():
+        assert (ROOT / path).stat().st_size <= tour.LARGEST, path
+        assert len(alt.split()) >= 5, f"{path} needs an alternative text"
+        with Image.open(ROOT / path) as picture:
+            assert 400 <= picture.width <= 2000 and 200 <= picture.height <= 1500, path
+
+
+@each
+def test_the_tour_shows_a_picture_of_each_lesson_as_it_is(path):
+    """Not of what it printed before: the picture carries a fingerprint of the outputs it was taken from."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [row] = [line for line in text.splitlines() if f"notebooks/{path.name})" in line]
+    name = f"notebooks/images/{path.stem[:2]}.png"
+    assert name in row and name in pictures()
+    with Image.open(ROOT / name) as picture:
+        source = picture.text["source"]
+    assert source == tour.fingerprint(tour.shown(path.stem)), "run `python tests/browser/pictures.py`"
 
 
 # --- running them -------------------------------------------------------------------------------------------------------

@@ -55,13 +55,21 @@ def written(ran=RAN, chosen=CHOSEN, failure=None) -> tuple[str, dict]:
     return path.read_text(encoding="utf-8"), content
 
 
+@pytest.fixture(scope="module")
+def standard(made):
+    """The report of the run as it ended, and report.json: for all that only read it. Drawing eight figures takes seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_HOME", str(made))
+        yield written()
+
+
 def tables(text: str) -> list[list[list[str]]]:
     blocks = re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE)
     return [[[cell.strip() for cell in line[1:-1].split(" | ")] for line in block.splitlines()] for block in blocks]
 
 
-def test_the_report_has_the_times_and_the_memory_of_every_notebook(project):
-    text, content = written()
+def test_the_report_has_the_times_and_the_memory_of_every_notebook(standard):
+    text, content = standard
     assert content["notebooks"] == RAN
     assert (content["seconds"], content["peak_mb"]) == (pytest.approx(260.2), 1024.0)
     assert "| 03_pretraining | 3 min 20 s | 812 MB |" in text
@@ -70,8 +78,8 @@ def test_the_report_has_the_times_and_the_memory_of_every_notebook(project):
     assert f"Profile smoke; {content['machine']['cores']} cores" in text
 
 
-def test_the_report_has_the_losses_speed_and_memory_of_every_stage(project):
-    text, content = written()
+def test_the_report_has_the_losses_speed_and_memory_of_every_stage(standard):
+    text, content = standard
     by_stage = {stage: [r for r in stages.read_metrics("r") if r["stage"] == stage] for stage in paths.STAGES[:2]}
     assert list(content["models"]) == list(by_stage)
     for stage, records in by_stage.items():
@@ -86,25 +94,25 @@ def test_the_report_has_the_losses_speed_and_memory_of_every_stage(project):
         assert f" {best['val_loss']:.3f} | {best['val_bpb']:.3f} |" in row and f"{model['peak_mb']:,.0f} MB |" in row
 
 
-def test_the_report_has_the_card_of_a_stage_as_it_was_measured(project):
-    text, content = written()
+def test_the_report_has_the_card_of_a_stage_as_it_was_measured(standard):
+    text, content = standard
     card = json.loads(report.card_path("r", "fine_tuned").read_text())
     assert content["cards"] == {"fine_tuned": card}
     assert "## Report card: fine_tuned" in text
     assert evaluate.format_card(card).strip() in text
 
 
-def test_every_picture_is_there_and_has_its_sentence_under_it(project):
-    text, _ = written()
+def test_every_picture_is_there_and_has_its_sentence_under_it(standard, made):
+    text, _ = standard
     pictures = re.findall(r"^!\[(.+)\]\((.+)\)\n\n\1$", text, re.MULTILINE)
     assert len(pictures) == text.count("![") == 8
     for sentence, name in pictures:
-        assert (project / "out" / "r" / name).read_bytes().startswith(b"\x89PNG")
+        assert (made / "out" / "r" / name).read_bytes().startswith(b"\x89PNG")
         assert sentence.endswith(".")
 
 
-def test_every_table_is_a_table(project):
-    found = tables(written()[0])
+def test_every_table_is_a_table(standard):
+    found = tables(standard[0])
     assert len(found) >= 3
     for rows in found:
         assert len({len(row) for row in rows}) == 1, rows[0]

@@ -17,6 +17,7 @@ def _one_answer_each() -> list[qa.Conversation]:
     return [conv for conv in standin.taught() if asked.count((conv.question, conv.context)) == 1]
 
 
+@pytest.mark.slow
 def test_stand_in_answers_nearly_all_it_was_taught_also_in_the_middle_of_a_chat(nanochat_home: Path) -> None:
     loaded = standin.standin("nano")
     known = _one_answer_each()
