@@ -487,13 +487,13 @@ def test_compiled_training_is_eager_training_up_to_rounding(tmp_path, monkeypatc
 def test_on_a_machine_without_a_compiler_it_trains_the_same_and_says_so(tmp_path, monkeypatch):
     import torch._inductor.config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # nothing compiled before helps out
     torch._dynamo.reset()
     expected = steps_of(run(tmp_path, fresh(dropout=0.1)))
     said = []
     settings = replace(SETTINGS, compile=True)
-    got = list(train(fresh(dropout=0.1), counting_task(tmp_path), settings, say=said.append))
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}):
+        got = list(train(fresh(dropout=0.1), counting_task(tmp_path), settings, say=said.append))
     assert len(said) == 1
     assert "torch.compile does not work here" in said[0]
     assert steps_of(got) == expected

@@ -34,15 +34,20 @@ ORIGINAL_300, NANOGPT_CPU, NANOGPT_A100 = 2.55, 2.71, 2.120
 
 @dataclass(frozen=True)
 class Recipe:
-    """With what we train for this. The whole validation split is read every `eval_every` steps."""
+    """With what we train for this. The whole validation split is read every `eval_every` steps.
+
+    Four passes over the text are too few to learn it by heart: without dropout 2.18 bits per byte were reached after 250
+    steps, with 0.1 (and 800 steps in all) after 340; that one went on to 2.06 after 750.
+    """
 
     tokenizer: str = "bpe:1024"
     model: str = "nano"
-    dropout: float = 0.1
+    dropout: float = 0.0
     batch_size: int = 16
-    steps: int = 600
+    steps: int = 400
     eval_every: int = 25
     lr_scale: float = 1.0
+    decay_from: float = 0.3
     seed: int = 1337
     compile: bool = True
 
@@ -50,7 +55,7 @@ class Recipe:
         """As the trainer takes them."""
         return TrainSettings(
             steps=self.steps, batch_size=self.batch_size, seed=self.seed, lr_scale=self.lr_scale,
-            eval_every=self.eval_every, compile=self.compile,
+            decay_from=self.decay_from, eval_every=self.eval_every, compile=self.compile,
         )  # fmt: skip
 
 
