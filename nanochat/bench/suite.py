@@ -25,7 +25,7 @@ GROUPS: dict[str, tuple[float, Callable[[torch.device, float, Say], list[Row]]]]
     "preparation": (60, lambda device, left, say: texts.preparation()),
     "memory": (15, lambda device, left, say: step_memory.rows()),
     "evaluation": (40, lambda device, left, say: shakespeare.evaluation()),
-    "shakespeare": (300, lambda device, left, say: shakespeare.rows(left, say)),
+    "shakespeare": (150, lambda device, left, say: shakespeare.rows(left, say)),
 }
 
 

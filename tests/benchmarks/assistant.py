@@ -110,7 +110,8 @@ def main() -> None:
             with RECORDS.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             print(json.dumps(result), file=sys.stderr)
-    print(table([json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()]))
+    lines = RECORDS.read_text(encoding="utf-8").splitlines() if RECORDS.is_file() else []
+    print(table([json.loads(line) for line in lines]))
 
 
 if __name__ == "__main__":
