@@ -6,17 +6,14 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
 import torch
 
-from .. import devices
 from ..config import ModelConfig, UserError
-from .shapes import Shape, random_batch
-
-Step = Callable[[], object]
+from .shapes import Shape, Step, random_batch, whole_step
 
 
 def installed() -> bool:
@@ -40,17 +37,7 @@ def step(shape: Shape, device: torch.device, dtype: torch.dtype) -> Step:
     model.train()
     x, _ = random_batch(shape, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
-
-    def run() -> None:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = model(x, labels=x).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        devices.synchronize(device)
-
-    return run
+    return whole_step(model, lambda: model(x, labels=x).loss, optimizer, device, dtype)
 
 
 @contextmanager

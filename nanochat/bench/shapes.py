@@ -1,13 +1,18 @@
-"""What the bench trains: the default, and the original's shape."""
+"""What the bench trains, the default and the original's shape, and what counts as a step of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .. import devices
 from ..config import ModelConfig, model_config
+
+Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -35,3 +40,20 @@ def random_batch(shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(shape.config.vocab_size, (shape.batch_size, shape.config.block_size + 1), generator=draw)
     return ids[:, :-1].contiguous().to(device), ids[:, 1:].contiguous().to(device)
+
+
+def whole_step(
+    model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Any, device: torch.device, dtype: torch.dtype
+) -> Step:
+    """A step as the trainer makes one, forward and loss in `dtype`: backward, clipping and optimizer included."""
+
+    def step() -> None:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = loss_of()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        devices.synchronize(device)
+
+    return step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
@@ -12,11 +12,10 @@ from ..model import GPT
 from ..optim import make_optimizers
 from . import hugging_face
 from .rows import Row, measured, unmeasured
-from .shapes import SHAPES, Shape, random_batch
+from .shapes import SHAPES, Shape, Step, random_batch, whole_step
 from .timing import interleave, ratio
 
 GROUP = "training"
-Step = Callable[[], object]
 
 
 def our_step(shape: Shape, device: torch.device, dtype: torch.dtype, compiled: bool = False) -> Step:
@@ -28,17 +27,7 @@ def our_step(shape: Shape, device: torch.device, dtype: torch.dtype, compiled: b
     if compiled:
         for block in model.h:
             block.compile()
-
-    def step() -> None:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = model(x, y)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizers.step()
-        optimizers.zero_grad()
-        devices.synchronize(device)
-
-    return step
+    return whole_step(model, lambda: model(x, y), optimizers, device, dtype)
 
 
 def matmul(device: torch.device, dtype: torch.dtype, size: int) -> Step:
