@@ -12,12 +12,10 @@ from collections.abc import Iterator
 
 from ..qa import Conversation
 from .asking import dressed, single
-from .grammar import Deck, Section, Values, fill, joined, sections, sentence
+from .grammar import Deck, Section, Values, fill, joined, normalised, sections, sentence
 from .pools import composed, draw_all, pool
 
 _WORDS = ("things", "foods", "colours", "days", "jobs", "pets", "sports", "months")
-
-
 _IMPERATIVE = re.compile(r"(count|copy|give|list|name|put|repeat|reverse|say|tell|turn|type|write)\b", re.IGNORECASE)
 _ASKED = ("Please {}", "Can you {}", "Could you {}", "Would you {}", "Will you {}", "Now {}", "I want you to {}")
 _CLOSED = ("{} for me.", "{}, please.")  # where nothing follows that must be repeated to the letter
@@ -149,12 +147,7 @@ def intents() -> tuple[Section, ...]:
 
 def not_held_out(new: str, template: str, intent: Section) -> str:
     """`new` unless that is a wording kept for the test."""
-    said = {_letters(each) for each in intent["T"]}
-    return template if _letters(new) in said else new
-
-
-def _letters(text: str) -> str:
-    return re.sub(r"[^a-z{}]+", " ", text.lower()).strip()
+    return template if normalised(new) in map(normalised, intent["T"]) else new
 
 
 def talk(rng: random.Random, split: str, prefix: str) -> Iterator[Conversation]:
