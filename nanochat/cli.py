@@ -45,6 +45,7 @@ _count = _number(int, "a whole number of at least 1", 1)
 _seed = _number(int, "a whole number of at least 0", 0)
 _port = _number(int, "a port, a whole number from 1 to 65535", 1, 65536)
 _temperature = _number(float, "a number of at least 0", 0.0)
+_minutes = _number(float, "a number of minutes above 0", 0.01, 1e6)
 
 
 def _checked(check: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -145,6 +146,8 @@ def _parser() -> argparse.ArgumentParser:
         about = f"a folder in out/ (default: {default_run})"
         sub.add_argument("--run", type=_checked(paths.new_run), metavar="NAME", help=about)
         sub.add_argument("--steps", type=_count, metavar="N", help="optimizer steps (default: the profile's)")
+        sub.add_argument("--tokens", type=_count, metavar="N", help="how long, in tokens to read")
+        sub.add_argument("--minutes", type=_minutes, metavar="N", help="how long, in minutes on this machine")
         sub.add_argument("--batch-size", type=_count, metavar="N", help="rows in a step (default: the profile's)")
         sub.add_argument("--seed", type=_seed, metavar="N", help="the same seed gives the same run")
         sub.add_argument("--device", type=_checked(_device), default="auto", help="auto, cpu, cuda, mps")

@@ -145,10 +145,18 @@ def _left_by(run: str, stage: str) -> dict[str, Any]:
     return checkpoint.read_meta(paths.checkpoint_path(run, stage))
 
 
-def _given(args: argparse.Namespace, before: dict[str, Any]) -> dict[str, int | None]:
-    """Settings that were typed, else those that the run to be resumed was begun with, else None."""
+def _given(args: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]:
+    """Settings that were typed, else those that the run to be resumed was begun with, else None.
+
+    Raises UserError for a budget that a run to be resumed cannot have.
+    """
+    if before and (args.tokens or args.minutes):
+        raise UserError("how long a run takes was decided when it began; to make it longer, resume with more --steps")
     seed = before.get("seed") if args.seed is None else args.seed
-    return {"steps": args.steps or before.get("steps"), "batch_size": args.batch_size, "seed": seed}
+    steps = args.steps or before.get("steps")
+    return {
+        "steps": steps, "tokens": args.tokens, "minutes": args.minutes, "batch_size": args.batch_size, "seed": seed
+    }  # fmt: skip
 
 
 def _corpus_of(run: str, before: dict[str, Any], args: argparse.Namespace) -> CorpusData:

@@ -124,6 +124,8 @@ class Profile:
     finetune_steps: int
     batch_size: int  # rows of block_size tokens in one step
     eval_questions: int  # at most so many held-out questions of each kind are asked for the report card
+    pretrain_minutes: float = 0.0  # a machine for which the steps would take longer makes fewer; 0: never
+    finetune_minutes: float = 0.0
     finetune_lr_scale: float = 0.6
     device: str = "auto"
 
@@ -140,21 +142,24 @@ _DEFAULT = Profile(
     finetune_steps=1500,
     batch_size=16,
     eval_questions=100,
+    pretrain_minutes=3.0,
+    finetune_minutes=5.5,
 )
 
 PROFILES: dict[str, Profile] = {
     "smoke": replace(
         _DEFAULT, name="smoke", run="smoke", size="smoke", tokenizer="bpe:512", pretrain_steps=20, finetune_steps=12,
-        batch_size=4, eval_questions=8,
+        batch_size=4, eval_questions=8, pretrain_minutes=0.0, finetune_minutes=0.0,
     ),
     "default": _DEFAULT,
     "long": replace(
         _DEFAULT, name="long", run="nano-long", size="full", pretrain_steps=4000, finetune_steps=7500,
-        eval_questions=400,
+        eval_questions=400, pretrain_minutes=28.0, finetune_minutes=56.0,
     ),
     "gpu": replace(
         _DEFAULT, name="gpu", run="GPT2-Small", corpus="TinyStories", qa="squad_v2", tokenizer="gpt2", model="GPT2-Small",
-        pretrain_steps=20000, finetune_steps=3000, batch_size=32, eval_questions=400, device="cuda",
+        pretrain_steps=20000, finetune_steps=3000, batch_size=32, eval_questions=400, pretrain_minutes=0.0,
+        finetune_minutes=0.0, device="cuda",
     ),
 }  # fmt: skip
 

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import checkpoint, dataset, devices, paths, qa
+from . import budget, checkpoint, dataset, devices, paths, qa
 from .config import Profile, UserError, model_config
 from .dataset import CorpusData
 from .generate import generate
 from .model import GPT
 from .tokenizer import Tokenizer
-from .trainer import StepReport, Task, TrainSettings, steps_done, train
+from .trainer import StepReport, Task, TrainSettings, saved_progress, train
 
 # Validation may take 5 % of the time; a batch forward only costs about a third of a training step
 _EVAL_SHARE = 0.05 * 3
@@ -36,35 +36,47 @@ def val_batches(settings: TrainSettings) -> int:
     return max(1, round(_EVAL_SHARE * settings.interval))
 
 
-# torch.compile costs 10-20 s on two cores and then saves some 0.1 s a step
-_COMPILE_FROM = 200
+# torch.compile costs 10-40 s on two cores and then saves some 0.1 s a step
+_COMPILE_FROM, _COMPILE_FROM_MINUTES = 200, 3.0
 
 
-def pretrain_settings(
-    profile: Profile, *, steps: int | None = None, batch_size: int | None = None, seed: int | None = None
-) -> TrainSettings:
-    """How a profile pretrains; what is given here wins. Raises UserError for values that cannot work."""
-    return _settings(profile, profile.pretrain_steps if steps is None else steps, batch_size, seed)
+def pretrain_settings(profile: Profile, **given: Any) -> TrainSettings:
+    """How a profile pretrains; what is given wins: `batch_size`, `seed`, and how long as `steps`, `tokens` or `minutes`.
 
-
-def finetune_settings(
-    profile: Profile, *, steps: int | None = None, batch_size: int | None = None, seed: int | None = None
-) -> TrainSettings:
-    """How a profile finetunes: smaller steps than pretraining, smaller from the start. What is given here wins.
-
-    Raises UserError for values that cannot work.
+    None stands for what the profile says. Where several say how long, what is reached first ends the training. Raises
+    UserError for values that cannot work.
     """
-    settings = _settings(profile, profile.finetune_steps if steps is None else steps, batch_size, seed)
+    return _settings(profile, profile.pretrain_steps, profile.pretrain_minutes, **given)
+
+
+def finetune_settings(profile: Profile, **given: Any) -> TrainSettings:
+    """How a profile finetunes: smaller steps than pretraining, smaller from the start. What is given wins, as above."""
+    settings = _settings(profile, profile.finetune_steps, profile.finetune_minutes, **given)
     return replace(settings, lr_scale=profile.finetune_lr_scale, decay_from=0.0)
 
 
-def _settings(profile: Profile, steps: int, batch_size: int | None, seed: int | None) -> TrainSettings:
+def _settings(
+    profile: Profile,
+    profile_steps: int,
+    profile_minutes: float,
+    *,
+    steps: int | None = None,
+    tokens: int | None = None,
+    minutes: float | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+) -> TrainSettings:
+    if steps is tokens is minutes is None:
+        steps, minutes = profile_steps, profile_minutes
     settings = TrainSettings(
-        steps=steps,
+        steps=budget.UNLIMITED if steps is None else steps,
         batch_size=profile.batch_size if batch_size is None else batch_size,
+        tokens=tokens or 0,
+        minutes=minutes or 0.0,
         seed=1337 if seed is None else seed,
     )
-    return replace(settings, compile=settings.steps >= _COMPILE_FROM)
+    worth_it = settings.steps >= _COMPILE_FROM and (settings.minutes or math.inf) >= _COMPILE_FROM_MINUTES
+    return replace(settings, compile=worth_it)
 
 
 def _tensors(arrays: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:
@@ -136,26 +148,40 @@ def _untrained(path: Path) -> bool:
 def _run_stage(
     run: str,
     model: GPT,
-    task: Task,
+    task_of: Callable[[TrainSettings], Task],
     settings: TrainSettings,
     resume: bool,
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> Iterator[StepReport]:
-    """Train, and keep metrics.jsonl in step with what was saved."""
+    """Find out how many steps it will be, train, and keep metrics.jsonl in step with what was saved."""
+    task = task_of(settings)
     for target in (paths.checkpoint_path(run, task.stage), task.state_path, paths.metrics_path(run)):
         for torn in target.parent.glob(f".{target.name}.*.tmp"):  # left by a process that was killed while writing
             torn.unlink()
     if resume:
-        done = steps_done(task, settings)
+        done, planned = saved_progress(task, settings)
+        if settings.tokens or settings.minutes:  # what they allow was decided when the run began
+            settings = replace(settings, steps=planned, tokens=0, minutes=0.0)
         if done >= settings.steps:
             say(f"{task.stage} of {run!r} is already trained for {done} steps; ask for more steps to go on.")
             return
     else:
         done = -1
+        settings = budget.plan(model, task, settings, say)
         _set_aside(run, task.stage, say)
-    task = replace(task, log=_metrics(run, task.stage, done))
+    task = replace(task_of(settings), log=_metrics(run, task.stage, done))
     yield from train(model, task, settings, resume=resume, stop=stop, say=say)
+
+
+def _saver(tokenizer: Tokenizer, meta: dict[str, Any]) -> Callable[[GPT, StepReport], None]:
+    """What writes the best weights of the stage that `meta` tells of."""
+
+    def save(best: GPT, report: StepReport) -> None:
+        done = {"steps": report.total, "step": report.step, "val_loss": report.val_loss, "val_bpb": report.val_bpb}
+        checkpoint.save(paths.checkpoint_path(meta["run"], meta["stage"]), best, tokenizer, {**meta, **done})
+
+    return save
 
 
 def _sampler(tokenizer: Tokenizer, prompt: list[int], tokens: int) -> Callable[[GPT], str]:
@@ -191,38 +217,38 @@ def pretrain(
     dataset.batch(corpus.train, seed=0, step=0, batch_size=1, block_size=config.block_size)  # long enough?
     torch.manual_seed(settings.seed)
     gpt = GPT(config).to(where)
-    limit = val_windows or val_batches(settings) * settings.batch_size
-    x_val, y_val = dataset.val_windows(corpus.val, config.block_size, limit)
+    dataset.val_windows(corpus.val, config.block_size, 1)
     meta = {
         "run": run, "stage": "base_model", "model_name": model, "corpus": corpus.name, "seed": settings.seed,
-        "data_fingerprint": corpus.meta["source_fingerprint"], "steps": settings.steps, "parent": None,
+        "data_fingerprint": corpus.meta["source_fingerprint"], "parent": None,
     }  # fmt: skip
 
-    def batches() -> Iterator[tuple[np.ndarray, ...]]:
-        for at in range(0, len(x_val), settings.batch_size):
-            yield x_val[at : at + settings.batch_size], y_val[at : at + settings.batch_size]
+    def task_of(settings: TrainSettings) -> Task:
+        limit = val_windows or val_batches(settings) * settings.batch_size
+        x_val, y_val = dataset.val_windows(corpus.val, config.block_size, limit)
 
-    def save_best(best: GPT, report: StepReport) -> None:
-        done = {"step": report.step, "val_loss": report.val_loss, "val_bpb": report.val_bpb}
-        checkpoint.save(paths.checkpoint_path(run, "base_model"), best, tokenizer, {**meta, **done})
+        def batches() -> Iterator[tuple[np.ndarray, ...]]:
+            for at in range(0, len(x_val), settings.batch_size):
+                yield x_val[at : at + settings.batch_size], y_val[at : at + settings.batch_size]
 
-    task = Task(
-        stage="base_model",
-        batch=lambda step: _tensors(
-            dataset.batch(
-                corpus.train, seed=settings.seed, step=step,
-                batch_size=settings.batch_size, block_size=config.block_size,
-            )
-        ),
-        loss=lambda m, x, y: m(x, y),
-        validate=lambda m: mean_loss(m, batches(), tokenizer),
-        save_best=save_best,
-        state_path=paths.last_path(run, "base_model"),
-        identity={"model": repr(config), "data": corpus.meta["fingerprint"], "tokenizer": tokenizer.fingerprint},
-        tokens_per_step=settings.batch_size * config.block_size,
-        sample=_sampler(tokenizer, [tokenizer.eot], 48),
-    )  # fmt: skip
-    return _run_stage(run, gpt, task, settings, resume, stop, say)
+        return Task(
+            stage="base_model",
+            batch=lambda step: _tensors(
+                dataset.batch(
+                    corpus.train, seed=settings.seed, step=step,
+                    batch_size=settings.batch_size, block_size=config.block_size,
+                )
+            ),
+            loss=lambda m, x, y: m(x, y),
+            validate=lambda m: mean_loss(m, batches(), tokenizer),
+            save_best=_saver(tokenizer, meta),
+            state_path=paths.last_path(run, "base_model"),
+            identity={"model": repr(config), "data": corpus.meta["fingerprint"], "tokenizer": tokenizer.fingerprint},
+            tokens_per_step=settings.batch_size * config.block_size,
+            sample=_sampler(tokenizer, [tokenizer.eot], 48),
+        )  # fmt: skip
+
+    return _run_stage(run, gpt, task_of, settings, resume, stop, say)
 
 
 def finetune(
@@ -248,32 +274,31 @@ def finetune(
     data = dataset.prepare_qa(qa_name, tokenizer, block_size, size=size)
     meta = {
         "run": run, "stage": "fine_tuned", "model_name": base.meta["model_name"], "corpus": base.meta["corpus"],
-        "qa": qa_name, "seed": settings.seed, "data_fingerprint": data.meta["source_fingerprint"], "steps": settings.steps,
+        "qa": qa_name, "seed": settings.seed, "data_fingerprint": data.meta["source_fingerprint"],
         "parent": base.meta["fingerprint"], "size": size,
     }  # fmt: skip
 
-    def save_best(best: GPT, report: StepReport) -> None:
-        done = {"step": report.step, "val_loss": report.val_loss, "val_bpb": report.val_bpb}
-        checkpoint.save(paths.checkpoint_path(run, "fine_tuned"), best, tokenizer, {**meta, **done})
+    def task_of(settings: TrainSettings) -> Task:
+        return Task(
+            stage="fine_tuned",
+            batch=lambda step: _tensors(
+                qa.qa_batch(data, seed=settings.seed, step=step, batch_size=settings.batch_size, block_size=block_size)
+            ),
+            loss=lambda m, x, y, docs: m(x, y, docs),
+            validate=lambda m: mean_loss(
+                m, qa.qa_val_batches(data, settings.batch_size, block_size, val_batches(settings)), tokenizer
+            ),
+            save_best=_saver(tokenizer, meta),
+            state_path=paths.last_path(run, "fine_tuned"),
+            identity={
+                "base model": base.meta["fingerprint"], "data": data.meta["fingerprint"],
+                "tokenizer": tokenizer.fingerprint,
+            },
+            tokens_per_step=settings.batch_size * block_size,
+            sample=_sampler(tokenizer, qa.render_prompt(qa.ask("What is the capital of France?"), tokenizer), 24),
+        )  # fmt: skip
 
-    task = Task(
-        stage="fine_tuned",
-        batch=lambda step: _tensors(
-            qa.qa_batch(data, seed=settings.seed, step=step, batch_size=settings.batch_size, block_size=block_size)
-        ),
-        loss=lambda m, x, y, docs: m(x, y, docs),
-        validate=lambda m: mean_loss(
-            m, qa.qa_val_batches(data, settings.batch_size, block_size, val_batches(settings)), tokenizer
-        ),
-        save_best=save_best,
-        state_path=paths.last_path(run, "fine_tuned"),
-        identity={
-            "base model": base.meta["fingerprint"], "data": data.meta["fingerprint"], "tokenizer": tokenizer.fingerprint,
-        },
-        tokens_per_step=settings.batch_size * block_size,
-        sample=_sampler(tokenizer, qa.render_prompt(qa.ask("What is the capital of France?"), tokenizer), 24),
-    )  # fmt: skip
-    return _run_stage(run, gpt, task, settings, resume, stop, say)
+    return _run_stage(run, gpt, task_of, settings, resume, stop, say)
 
 
 def load(

@@ -32,12 +32,15 @@ Batch = tuple[Tensor, ...]  # what the loss function takes
 class TrainSettings:
     """How to train. Raises UserError for values that cannot work.
 
-    `lr_scale` multiplies the learning rates of optim.py. Validation runs before the first step, every `eval_every` steps
-    and after the last; the state file is written at the same moments.
+    `tokens` and `minutes`, where they are not 0, allow fewer steps than `steps` (budget.py finds out how many: `train`
+    itself goes by `steps` alone). `lr_scale` multiplies the learning rates of optim.py. Validation runs before the first
+    step, every `eval_every` steps and after the last; the state file is written at the same moments.
     """
 
     steps: int
     batch_size: int
+    tokens: int = 0
+    minutes: float = 0.0
     seed: int = 1337
     lr_scale: float = 1.0
     warmup: int = 0
@@ -50,15 +53,16 @@ class TrainSettings:
     def __post_init__(self) -> None:
         positive("steps", self.steps)
         positive("batch_size", self.batch_size)
-        for name in ("seed", "warmup", "eval_every"):
+        for name in ("tokens", "seed", "warmup", "eval_every"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
                 raise UserError(f"{name} must be a whole number of at least 0, not {value!r}")
         for name in ("lr_scale", "grad_clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be above 0, not {getattr(self, name)!r}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise UserError(f"weight_decay must be at least 0, not {self.weight_decay!r}")
+        for name in ("minutes", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be at least 0, not {getattr(self, name)!r}")
         if not 0 <= self.decay_from <= 1:
             raise UserError(f"decay_from must be a share of the steps, 0 to 1, not {self.decay_from!r}")
 
@@ -195,7 +199,7 @@ def train(
 
     def save_state(step: int) -> None:
         state = {
-            "identity": identity, "step": step, "best": best, "rng": torch.get_rng_state(),
+            "identity": identity, "step": step, "steps": settings.steps, "best": best, "rng": torch.get_rng_state(),
             "elapsed_s": before_s + time.perf_counter() - started,
             "model": model.state_dict(), "optimizers": _cpu_state(optimizers.state_dict()),
         }  # fmt: skip
@@ -244,7 +248,8 @@ def train(
         rng = torch.get_rng_state()
         try:
             for block in model.h:  # in place, and one compilation serves all layers
-                block.compile()
+                if block._compiled_call_impl is None:  # trying out a step has compiled them already
+                    block.compile()
             return differentiate(batch)
         except Exception as error:  # whatever the compiler throws, training works without it
             say(f"torch.compile does not work here ({type(error).__name__}); training goes on without it, slower")
@@ -313,16 +318,19 @@ def _check_finite(what: str, value: float, step: int) -> None:
 
 def _identity(task: Task, settings: TrainSettings) -> dict[str, Any]:
     """What must be the same when a run is resumed. It may be made longer then."""
-    free = ("steps", "eval_every", "compile")
+    free = ("steps", "tokens", "minutes", "eval_every", "compile")
     fixed = {name: value for name, value in asdict(settings).items() if name not in free}
     return {**task.identity, "settings": fixed, "stage": task.stage}
 
 
-def steps_done(task: Task, settings: TrainSettings) -> int:
-    """After how many steps the task's state was saved; raises UserError if it cannot be resumed with these settings."""
+def saved_progress(task: Task, settings: TrainSettings) -> tuple[int, int]:
+    """After how many steps the task's state was saved, and how many it was to be in all.
+
+    Raises UserError if it cannot be resumed with these settings.
+    """
     state = checkpoint.load_file(task.state_path, check=False)
     _check_identity(task.state_path, state.get("identity", {}), _identity(task, settings))
-    return state["step"]
+    return state["step"], state["steps"]
 
 
 def _check_identity(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import home
 import pytest
 
-from nanochat import checkpoint, cli, config, course, dataset, devices, paths, qa, stages
+from nanochat import budget, checkpoint, cli, config, course, dataset, devices, paths, qa, stages
 from nanochat.trainer import StepReport
 
 COMMANDS = ("course", "prepare", "pretrain", "finetune", "evaluate", "ask", "sample", "chat", "lab")
@@ -168,6 +168,11 @@ WRONG = {
     "no steps": (["pretrain", "--steps", "0"], "'0' is not a whole number of at least 1"),
     "negative steps": (["finetune", "--steps", "-5"], "'-5' is not a whole number of at least 1"),
     "half a step": (["pretrain", "--steps", "1.5"], "'1.5' is not a whole number"),
+    "no minutes": (["pretrain", "--minutes", "0"], "'0' is not a number of minutes above 0"),
+    "minutes that are no number": (["finetune", "--minutes", "nan"], "'nan' is not a number of minutes"),
+    "no tokens to read": (["pretrain", "--tokens", "0"], "'0' is not a whole number of at least 1"),
+    "minutes for a run that has begun": (["pretrain", "--run", "r", "--resume", "--minutes", "5"], "with more --steps"),
+    "tokens for a run that has begun": (["finetune", "--run", "r", "--resume", "--tokens", "5"], "with more --steps"),
     "negative batch": (["pretrain", "--batch-size", "-1"], "--batch-size"),
     "negative seed": (["pretrain", "--seed", "-1"], "--seed"),
     "seed beyond all": (["ask", "hi", "--seed", str(2**70)], "--seed"),
@@ -487,6 +492,23 @@ def test_resume_with_more_steps_trains_longer(project, nanochat):
     assert nanochat("pretrain", *more)[0] == 0
     steps = {stage: [r["step"] for r in stages.read_metrics("r") if r["stage"] == stage] for stage in paths.STAGES[:2]}
     assert steps == {"base_model": list(range(9)), "fine_tuned": list(range(9))}
+
+
+def test_how_long_can_be_said_in_tokens(project, nanochat):
+    status, _, err = nanochat("pretrain", "--model", "tiny", "--run", "new", "--tokens", "200", "--batch-size", "2")
+    assert status == 0, err
+    assert [r["step"] for r in stages.read_metrics("new")] == list(range(5))  # 200 tokens are 3.1 steps of 2 x 32
+
+
+def test_how_long_can_be_said_in_minutes_and_a_resume_goes_by_the_steps_that_they_were(project, nanochat, monkeypatch):
+    monkeypatch.setattr(budget, "try_out", lambda *args: (1.0, 0.0))  # so that two minutes are 113 steps
+    interrupt_at(3, monkeypatch)
+    how = ("--model", "tiny", "--run", "new", "--batch-size", "2")
+    status, _, err = nanochat("pretrain", *how, "--minutes", "2")
+    assert status == 130 and "113 steps of 64 tokens at 1.00 s: about 2 min" in err
+    assert checkpoint.load_file(paths.last_path("new", "base_model"))["step"] == 4
+    assert nanochat("pretrain", *how, "--resume")[0] == 0
+    assert stages.read_metrics("new")[-1]["step"] == 113
 
 
 def test_resume_of_what_is_done_says_so(project, nanochat):

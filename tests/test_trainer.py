@@ -14,7 +14,7 @@ from small import ARCHS, counting, counting_task, small_config, small_model, ste
 from nanochat import checkpoint, devices, trainer
 from nanochat.config import UserError
 from nanochat.model import GPT
-from nanochat.trainer import TrainSettings, steps_done, train
+from nanochat.trainer import TrainSettings, saved_progress, train
 
 SETTINGS = TrainSettings(steps=10, batch_size=4, seed=5, eval_every=4)
 
@@ -60,6 +60,8 @@ def equal(one, other) -> bool:
     [
         ("steps", [0, -1, 1.5, True, "10"]),
         ("batch_size", [0, 2.0]),
+        ("tokens", [-1, 0.5, True]),
+        ("minutes", [-1, math.inf, math.nan]),
         ("seed", [-1, 1.5, 2**63, True]),
         ("warmup", [-1, 0.5]),
         ("eval_every", [-1, 2.5]),
@@ -298,15 +300,15 @@ def test_going_on_with_something_else_is_refused_naming_both_sides(tmp_path, set
         run(tmp_path, settings=changed, resume=True, task=task)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=sides):
-        steps_done(counting_task(tmp_path, **task), changed)
+        saved_progress(counting_task(tmp_path, **task), changed)
     assert (tmp_path / "state.pt").read_bytes() == before
 
 
 def test_what_does_not_change_the_result_may_be_changed_on_the_way(tmp_path):
     expected = steps_of(run(tmp_path))[-1]
     run(tmp_path, take=6)
-    changed = replace(SETTINGS, eval_every=3)
-    assert steps_done(counting_task(tmp_path), changed) == 4
+    changed = replace(SETTINGS, eval_every=3, minutes=5.0)
+    assert saved_progress(counting_task(tmp_path), changed) == (4, 10)
     assert steps_of(run(tmp_path, settings=changed, resume=True))[-1][:3] == expected[:3]
 
 
