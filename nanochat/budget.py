@@ -21,6 +21,16 @@ BESIDES = 1.06
 _WORTH_TRYING = 100  # steps: what is shorter has begun to show its own estimate before anybody could read another
 
 
+def wording(settings: TrainSettings) -> str:
+    """How long to train, for people: "700 steps of 16 rows, at most 3 minutes"."""
+    bounds = [
+        f"{settings.steps:,} steps of {settings.batch_size} rows" if settings.steps < UNLIMITED else "",
+        f"{settings.tokens:,} tokens" if settings.tokens else "",
+        f"{settings.minutes:g} minutes" if settings.minutes else "",
+    ]
+    return ", at most ".join(bound for bound in bounds if bound)
+
+
 def tokens_to_steps(tokens: int, task: Task) -> int:
     """How many steps read so many tokens; the last one may read more."""
     return max(1, -(-tokens // task.tokens_per_step))

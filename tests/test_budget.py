@@ -133,3 +133,16 @@ def test_the_seconds_of_a_step_are_those_of_a_step_after_the_first(tmp_path, mon
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     seconds, spent = try_out(fresh(), counting_task(tmp_path, batch=batch), SETTINGS, str)
     assert (seconds, spent) == (2.0, 106.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "12 steps of 4 rows"),
+        ({"minutes": 5.5}, "12 steps of 4 rows, at most 5.5 minutes"),
+        ({"steps": UNLIMITED, "minutes": 3.0}, "3 minutes"),
+        ({"steps": UNLIMITED, "tokens": 10_000}, "10,000 tokens"),
+    ],
+)
+def test_how_long_is_said_for_people(changes, words):
+    assert budget.wording(replace(SETTINGS, **changes)) == words

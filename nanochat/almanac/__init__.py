@@ -72,14 +72,18 @@ def _read(rng: random.Random, split: str, prefix: str, turns: Callable[[random.R
         yield about(passage, rng, turns(rng), split=split, id=f"{prefix}/{passage.family}/{number}", noise=noise)
 
 
-def _after_another(
-    facts_asked: Iterator[Conversation], smalltalk: Iterator[Conversation], rng: random.Random
+def _after_others(
+    source: Iterator[Conversation], others: Iterator[Conversation], rng: random.Random
 ) -> Iterator[Conversation]:
-    """Facts; one in twelve is asked after a greeting or another question."""
-    for conversation in facts_asked:
-        if rng.random() < 1 / 12:
-            before = next(smalltalk if rng.random() < 0.7 else facts_asked)
-            conversation = replace(conversation, turns=(*before.turns, *conversation.turns))
+    """Conversations of `source`; one in six goes on a chat of one to three of the others.
+
+    Somebody who only ever heard first questions answers the fifth one by what was said before it.
+    """
+    for conversation in source:
+        if rng.random() < 1 / 6:
+            before = islice(others, rng.choice((1, 2, 3)))
+            turns = tuple(turn for each in (*before, conversation) for turn in each.turns)
+            conversation = replace(conversation, turns=turns)
         yield conversation
 
 
@@ -110,7 +114,10 @@ def conversations(size: str = "default", seed: int = 0) -> Iterator[Conversation
         return stream(size, seed, "conversations", purpose)
 
     told, skills = _told(chosen), _skills(chosen, rng, "train")
-    skills["facts"] = _after_another(skills["facts"], skills["smalltalk"], rng("after another"))
+    before = _skills(chosen, lambda purpose: rng(f"before {purpose}"), "before")
+    others = _mixed({before["facts"]: 40, before["smalltalk"]: 45, before["unknown"]: 15}, rng("others"))
+    for name in ("facts", "smalltalk", "unknown"):
+        skills[name] = _after_others(skills[name], others, rng(f"after others {name}"))
     order = [name for name, share in _TRAIN.items() for _ in range(chosen.conversations * share // 100)]
     rng("order").shuffle(order)
     apart = max(8, round(VAL_SHARE * len(order)))

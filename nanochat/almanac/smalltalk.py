@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from ..qa import Conversation
 from .asking import dressed, single
-from .grammar import Deck, Section, Values, fill, joined, normalised, sections, sentence
+from .grammar import Deck, Section, Values, fill, joined, normalised, number_word, sections, sentence
 from .pools import composed, draw_all, pool
 
 _WORDS = ("things", "foods", "colours", "days", "jobs", "pets", "sports", "months")
@@ -97,18 +97,21 @@ def _count(rng: random.Random, held_out: bool) -> Values:
 
 
 def _count_to(rng: random.Random, held_out: bool) -> Values:
-    stop = rng.choice((6, 9, 12) if held_out else (3, 4, 5, 7, 8, 10, 11, 15))
+    kept = (6, 9, 12)
+    stop = rng.choice(kept if held_out else [number for number in range(2, 26) if number not in kept])
     return {"b": str(stop), "numbers": ", ".join(map(str, range(1, stop + 1)))}
 
 
 def _list(rng: random.Random, held_out: bool) -> Values:
     while True:
         found = rng.choice(sections("lists"))
-        number = rng.choice((2, 3, 4))
-        if held_out_argument(found.name, number) == held_out:
+        whole = len(found["-"])
+        number = rng.choice((2, 3, 4) if held_out else range(2, whole + 1))
+        # a whole list is never kept for the test: from it the shorter ones follow, and nothing else tells its last item
+        if (number < whole and held_out_argument(found.name, number)) == held_out:
             items = found["-"][:number]
-            words = ("zero", "one", "two", "three", "four")
-            return {"n": words[number], "plural": found.head, "items": sentence(f"{joined(items)}.", {})}
+            n = str(number) if not held_out and rng.random() < 0.3 else number_word(number)
+            return {"n": n, "plural": found.head, "items": sentence(f"{joined(items)}.", {})}
 
 
 def _name(rng: random.Random, held_out: bool) -> Values:
@@ -129,7 +132,7 @@ _INSTRUCTIONS = {
 }
 _WEIGHT = {
     "repeat": 5,
-    "backwards": 5,
+    "backwards": 7,
     "count": 5,
     "count_to": 2,
     "list": 7,
@@ -138,6 +141,41 @@ _WEIGHT = {
     "last": 2,
     "bigger": 4,
 }
+
+
+# What people add to a greeting or a compliment without meaning anything else by it
+_ADDRESSED = (
+    "{}, nanochat{}",
+    "{}, my friend{}",
+    "{}, computer{}",
+    "{}, please{}",
+    "{} now{}",
+    "{} again{}",
+    "{}, really{}",
+)
+_OPENED = ("OK, {}", "Well, {}", "So, {}", "Oh, {}", "Now, {}", "And {}", "Nanochat, {}", "Hey nanochat, {}")
+_GRADABLE = re.compile(
+    r"\b(am|are|feel|was) (?=(?:sad|tired|ill|unhappy|angry|lonely|sick|bored|happy|well|clever|smart|funny|stupid|dumb|bad|"
+    r"useless|boring|terrible|sorry|helpful|good|nice|kind)\b)"
+)
+
+
+def spoken(template: str, rng: random.Random) -> str:
+    """What somebody says ("You are clever.") with a word more or less ("OK, you are very clever, nanochat.")."""
+    text = template
+    if rng.random() < 0.5:
+        text = _GRADABLE.sub(lambda match: match[0] + rng.choice(("so ", "very ", "really ", "quite ", "a bit ")), text)
+    if (roll := rng.random()) < 0.25:
+        bare = text.rstrip(".!?")
+        text = rng.choice(_ADDRESSED).format(bare, text[len(bare) :]) if bare else text
+    elif roll < 0.5 and text[:1].isalpha():
+        begun = text if re.match(r"I\b", text) else text[0].lower() + text[1:]
+        text = rng.choice(_OPENED).format(begun)
+    if rng.random() < 0.3:
+        text = text.lower()
+    if rng.random() < 0.2:
+        text = text.rstrip(".!?") or text
+    return text
 
 
 def intents() -> tuple[Section, ...]:
@@ -160,12 +198,13 @@ def talk(rng: random.Random, split: str, prefix: str) -> Iterator[Conversation]:
         make = _INSTRUCTIONS.get(intent.name)
         values = make(rng, held_out) if make else {}
         template = rng.choice(intent["T" if held_out else "Q"])
-        if make and not held_out and rng.random() < 0.4:
-            template = not_held_out(framed(template, rng), template, intent)
-        question = sentence(template, values)
+        if not held_out and rng.random() < 0.4:
+            changed = framed(template, rng) if make else spoken(template, rng)
+            template = not_held_out(changed, template, intent)
+        question = sentence(template, values) if make else template
         answer = fill(intent["A"][0], values)
-        if not held_out and not make and rng.random() < 0.25:
-            question = dressed(question, rng) if rng.random() < 0.3 else question.lower()
+        if not held_out and not make and rng.random() < 0.1:
+            question = not_held_out(dressed(question, rng), question, intent)
         elif not held_out and make and rng.random() < 0.1:
             question = question[0].lower() + question[1:]
         bare = answer.rstrip(".")
