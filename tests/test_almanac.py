@@ -142,6 +142,43 @@ def test_no_held_out_question_is_asked_in_training(size):
     assert not trained & questions.reserved(told(size))
 
 
+@pytest.mark.parametrize("size", ALL_SIZES)
+def test_a_list_of_the_test_is_the_beginning_of_one_that_training_gives(size):
+    """Which animals come first is nowhere told but in the lists themselves."""
+    given = " ".join(turn.text for each in chats(size) for turn in each.turns if turn.role == "assistant")
+    items = {each.name: each["-"] for each in grammar.sections("lists")}
+    asked_for = [each for each in split("smalltalk", size) if "/list/" in each.id]
+    assert asked_for or size == "smoke"
+    for name, found in items.items():
+        if any(each.answers[1].casefold() == grammar.joined(found) for each in asked_for):
+            raise AssertionError(f"the whole list of {name} is kept for the test")
+    if size != "smoke":
+        for found in items.values():
+            assert grammar.sentence(f"{grammar.joined(found)}.", {}) in given, found
+
+
+def test_a_chat_of_training_may_have_gone_on_for_a_while():
+    alone = Counter(len(each.turns) // 2 for each in split("train") if each.skill in ("facts", "smalltalk", "unknown"))
+    share = {count: number / alone.total() for count, number in alone.items()}
+    assert 0.75 < share[1] < 0.87
+    assert all(share[count] > 0.03 for count in (2, 3, 4))
+
+
+def test_small_talk_is_put_with_a_word_more_or_less():
+    said = {smalltalk.spoken("You are clever.", random.Random(seed)) for seed in range(300)}
+    assert {"You are very clever.", "OK, you are clever.", "You are clever, nanochat.", "you are clever"} <= said
+    assert all("clever" in text for text in said)
+    assert {smalltalk.spoken("...", random.Random(seed)) for seed in range(50)} == {"..."}
+
+
+def test_long_texts_to_repeat_are_repeated_word_for_word():
+    repeated = [each for each in documents() if not isinstance(each, str) and "/repeated/" in each.id]
+    assert 0.1 < sum(map(almanac.length, repeated)) / sum(map(almanac.length, documents())) < 0.14
+    for each in repeated:
+        assert each.answer in each.question
+    assert sum(len(each.answer.split()) >= 6 for each in repeated) > 0.6 * len(repeated)
+
+
 def test_a_story_that_is_to_be_continued_has_a_rest():
     short = "Once there was a fox. He was sad. The end."
     halves = {stories.cut(short, random.Random(seed)) for seed in range(20)}

@@ -20,7 +20,7 @@ from .facts import Fact, paragraphs, select
 from .grammar import stream
 from .questions import followed_up, in_new_words, only_told, trained
 from .reading import about, passages
-from .smalltalk import talk
+from .smalltalk import repeated, talk
 from .stories import plain_stories, story_talk
 from .unknown import unanswerable
 
@@ -47,7 +47,7 @@ SIZES = {
 }
 _TRAIN = {"facts": 27, "reading": 38, "smalltalk": 26, "stories": 2, "unknown": 7}  # per cent of the conversations
 # Per cent of the bytes. "talked" (facts, small talk, unknown), "read" and "requested" (stories) are in chat form.
-_PRETRAIN = {"told": 18, "passages": 2, "stories": 6, "talked": 30, "read": 42, "requested": 2}
+_PRETRAIN = {"told": 16, "passages": 2, "stories": 4, "talked": 28, "read": 36, "repeated": 12, "requested": 2}
 
 
 def _size(name: str) -> Size:
@@ -151,6 +151,9 @@ def pretrain_documents(size: str = "default", seed: int = 0) -> Iterator[str | C
         "stories": plain_stories(rng("plain stories")),
         "talked": _chains(talked, rng("chains")),
         "read": _read(rng("read"), "train", "pretrain/read", lambda rng: rng.randint(4, 8)),
+        "repeated": repeated(
+            (passage.text for passage in passages(rng("copied"))), rng("repeated"), "pretrain/repeated"
+        ),
         "requested": skills["stories"],
     }
     written = dict.fromkeys(kinds, 0)

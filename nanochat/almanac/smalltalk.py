@@ -183,6 +183,25 @@ def intents() -> tuple[Section, ...]:
     return tuple(each for each in sections("smalltalk") for _ in range(_WEIGHT.get(each.name, 1)))
 
 
+def repeated(texts: Iterator[str], rng: random.Random, prefix: str) -> Iterator[Conversation]:
+    """Longer texts to be said after the user, without end: one to three sentences of `texts`, or a row of words.
+
+    To copy is the first thing that reading needs, and a model learns it from these long before it learns it from short
+    answers: every token of the answer shows it.
+    """
+    intent = next(each for each in sections("smalltalk") if each.name == "repeat")
+    number = 0
+    while True:
+        sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", next(texts))
+        at = rng.randrange(len(sentences))
+        text = " ".join(sentences[at : at + rng.randint(1, 3)])
+        if rng.random() < 0.4:
+            text = " ".join(_word(rng, False) for _ in range(rng.randint(6, 20)))
+        question = fill(rng.choice(intent["Q"]), {"text": text})
+        yield single(question, (text,), skill="smalltalk", split="train", id=f"{prefix}/{number}")
+        number += 1
+
+
 def not_held_out(new: str, template: str, intent: Section) -> str:
     """`new` unless that is a wording kept for the test."""
     return template if normalised(new) in map(normalised, intent["T"]) else new
