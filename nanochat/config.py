@@ -52,7 +52,8 @@ class ModelConfig:
     """The shape of a GPT. Raises UserError for values that cannot work.
 
     `arch="gpt2"` is GPT-2 exactly (learned positions, LayerNorm, GELU, biases); `arch="modern"` has rotary positions,
-    RMSNorm, QK-norm, squared ReLU and no biases. The head is the embedding table in both.
+    RMSNorm, QK-norm, squared ReLU and no biases. The head is the embedding table in both. With `smear` (modern only) each
+    position also sees the token before it.
     """
 
     vocab_size: int
@@ -62,6 +63,7 @@ class ModelConfig:
     n_embd: int
     arch: str = "modern"
     dropout: float = 0.0
+    smear: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
@@ -72,6 +74,8 @@ class ModelConfig:
             raise UserError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
         if self.arch == "modern" and (self.n_embd // self.n_head) % 2:
             raise UserError("rotary positions need an even head size: choose n_embd / n_head even")
+        if self.smear and self.arch != "modern":
+            raise UserError("smear is a part of arch 'modern'; GPT-2's published weights have none")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
 
@@ -79,7 +83,7 @@ class ModelConfig:
 _GPT2 = {"arch": "gpt2", "vocab_size": 50257}
 
 MODEL_PRESETS: dict[str, dict[str, Any]] = {
-    "nano": {"arch": "modern", "block_size": 256, "n_layer": 4, "n_head": 4, "n_embd": 256},
+    "nano": {"arch": "modern", "block_size": 256, "n_layer": 4, "n_head": 4, "n_embd": 256, "smear": True},
     "very_small_for_test": {**_GPT2, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 32},
     "nanoGPT": {**_GPT2, "block_size": 128, "n_layer": 6, "n_head": 6, "n_embd": 384},
     "miniGPT": {**_GPT2, "block_size": 128, "n_layer": 12, "n_head": 8, "n_embd": 512},

@@ -3,7 +3,9 @@
 `arch="gpt2"` is GPT-2 (Radford et al. 2019) to the letter, so that its published weights fit. `arch="modern"` keeps the
 skeleton and changes what has measured better since: rotary positions (Su et al. 2021), RMSNorm without weights (Zhang and
 Sennrich 2019), normalised queries and keys (Henry et al. 2020), squared ReLU (So et al. 2021), no biases, logits capped by
-a tanh (Gemma 2, 2024) and output projections that start at zero, so that each block starts as identity.
+a tanh (Gemma 2, 2024) and output projections that start at zero, so that each block starts as identity. With `smear` each
+position also sees the token before it, so that one layer suffices to find what followed a token earlier in the text
+(Olsson et al. 2022, "In-context Learning and Induction Heads", who smear the keys).
 
 Shapes: B rows, T positions, C = n_embd, H heads of D = C / H, V = vocab_size.
 """
@@ -24,7 +26,8 @@ from .loss import SOFTCAP, head_loss
 class Cache:
     """Keys and values of the positions already seen, preallocated: 2 x n_layer x (B, H, capacity, D).
 
-    `start` (B,) counts the padding positions on the left of each row: they are never attended to.
+    `start` (B,) counts the padding positions on the left of each row: they are never attended to. `last` (B, C) is the
+    embedding of the newest token, where the model smears.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Cache:
         self.values = torch.zeros(shape, device=device)
         self.length = 0
         self.start = start
+        self.last: Tensor | None = None
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v (B, H, T, D) behind what is there; returns views of everything stored for this layer."""
@@ -172,6 +176,8 @@ class GPT(nn.Module):
         self.ln_f: nn.Module = RMSNorm() if modern else nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if modern:
+            if config.smear:
+                self.smear = nn.Parameter(torch.full((config.n_embd,), 0.3))
             cos, sin = rotary_table(config.block_size, config.n_embd // config.n_head)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
@@ -210,6 +216,20 @@ class GPT(nn.Module):
         at = at + cache.length
         return at if cache.start is None else (at[None] - cache.start[:, None]).clamp(min=0)
 
+    def _smeared(self, x: Tensor, docs: Tensor | None, cache: Cache | None) -> Tensor:
+        """x (B, T, C) with a learned share of the position before it added to each, where that is of the same text."""
+        before = F.pad(x[:, :-1], (0, 0, 1, 0))
+        if docs is not None:
+            before = before * F.pad(docs[:, 1:] == docs[:, :-1], (1, 0)).unsqueeze(-1)
+        if cache is not None:
+            if cache.last is not None:
+                before[:, 0] = cache.last
+            elif cache.start is not None:
+                at = torch.arange(x.size(1), device=x.device)
+                before = before * (at > cache.start[:, None]).unsqueeze(-1)
+            cache.last = x[:, -1]
+        return x + self.smear * before
+
     def _mask(self, T: int, docs: Tensor | None, cache: Cache | None, device: torch.device) -> Tensor | None:
         """(B, 1, T, T_keys), True where a query may look; None where plain causality says it all."""
         if docs is not None:
@@ -239,7 +259,8 @@ class GPT(nn.Module):
         if self.config.arch == "gpt2":
             x = self.drop(x + self.wpe(self._positions(T, docs, cache, idx.device)))
         else:
-            x = self.drop(rms_norm(x))
+            x = rms_norm(x)
+            x = self.drop(self._smeared(x, docs, cache) if self.config.smear else x)
             # rotary positions are relative: neither documents nor left padding need their own count
             rotary = self.cos[seen : seen + T], self.sin[seen : seen + T]
         mask = self._mask(T, docs, cache, idx.device)

@@ -14,12 +14,15 @@ from nanochat.config import ModelConfig
 from nanochat.model import GPT
 from nanochat.trainer import StepReport, Task
 
-ARCHS = ("gpt2", "modern")
+ARCHS = ("gpt2", "modern", "smeared")
 VOCAB, BLOCK = 61, 32
 
 
 def small_config(arch: str = "modern", **changes: Any) -> ModelConfig:
+    """`arch` is one of ARCHS: "smeared" is the modern one with smear."""
     shape = {"vocab_size": VOCAB, "block_size": BLOCK, "n_layer": 2, "n_head": 2, "n_embd": 32, "arch": arch}
+    if arch == "smeared":
+        shape |= {"arch": "modern", "smear": True}
     return ModelConfig(**{**shape, **changes})
 
 

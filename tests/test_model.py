@@ -362,7 +362,10 @@ def test_the_gpt2_architecture_equals_hugging_faces():
 
 
 def modern_reference(weights: dict[str, Tensor], x: Tensor, n_layer: int, n_head: int) -> Tensor:
-    """The modern variant as model.py describes it, position by position: one row of ids (T,) → logits (T, V)."""
+    """The modern variant as model.py describes it, position by position: one row of ids (T,) → logits (T, V).
+
+    With smear if there is a weight for it.
+    """
 
     def norm(x: Tensor) -> Tensor:
         return x / (x.square().mean(dim=-1, keepdim=True) + torch.finfo().eps).sqrt()
@@ -379,6 +382,10 @@ def modern_reference(weights: dict[str, Tensor], x: Tensor, n_layer: int, n_head
         return turned
 
     hidden = norm(weights["wte.weight"][x])
+    if "smear" in weights:
+        hidden = torch.stack(
+            [now + weights["smear"] * before for now, before in zip(hidden, [0 * hidden[0], *hidden], strict=False)]
+        )
     for layer in range(n_layer):
         q, k, v = (norm(hidden) @ weights[f"h.{layer}.attn.c_attn.weight"].T).chunk(3, dim=1)
         heads = []
@@ -392,7 +399,8 @@ def modern_reference(weights: dict[str, Tensor], x: Tensor, n_layer: int, n_head
     return 15 * torch.tanh(norm(hidden) @ weights["lm_head.weight"].T / 15)
 
 
-def test_the_modern_architecture_equals_a_reference_written_out_by_hand():
-    model, x = small_model("modern"), ids(1, 12)
+@pytest.mark.parametrize("arch", ["modern", "smeared"])
+def test_the_modern_architecture_equals_a_reference_written_out_by_hand(arch):
+    model, x = small_model(arch), ids(1, 12)
     with torch.no_grad():
         same(model(x)[0], modern_reference(model.state_dict(), x[0], 2, 2), atol=2e-4)
