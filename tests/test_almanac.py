@@ -258,6 +258,15 @@ def test_answers_to_passages_are_spans_of_them_or_unknown(size):
             assert len(each.turns) == 2
 
 
+def test_pretraining_begins_to_read_with_short_passages_that_have_the_answer():
+    first = [each for each in documents() if not isinstance(each, str) and each.context]
+    short = [each for each in first if "/short/" in each.id]
+    assert 0.4 < len(short) / len(first) < 0.6
+    assert all(len(re.findall(r"[.!?](?: |$)", each.context)) <= 2 for each in short)
+    answers = [turn.text for each in first for turn in each.turns[1::2]]
+    assert 0 < answers.count(IDK) / len(answers) < 0.05
+
+
 def test_about_a_fifth_of_the_held_out_passages_do_not_tell_the_answer():
     unanswered = sum(each.answer == IDK for each in split("passage")) / len(split("passage"))
     assert 0.12 < unanswered < 0.28

@@ -37,7 +37,7 @@ def test_our_preset_takes_its_vocabulary_from_the_tokenizer():
 
 
 def test_overrides_win_over_the_preset():
-    assert model_config("nano", 300, n_layer=1, block_size=16) == ModelConfig(300, 16, 1, 4, 256)
+    assert model_config("nano", 300, n_layer=1, block_size=16) == ModelConfig(300, 16, 1, 4, 256, smear=True)
 
 
 def test_a_mistyped_override_is_answered_with_the_nearest_known_one():
@@ -78,6 +78,7 @@ def test_a_shape_of_anything_but_positive_whole_numbers_is_refused_by_name(name,
         ({"arch": "gpt3"}, "did you mean 'gpt2'"),
         ({"n_head": 3}, "multiple of n_head"),
         ({"n_head": 32, "arch": "modern"}, "even head size"),
+        ({"arch": "gpt2", "smear": True}, "part of arch 'modern'"),
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": -0.1}, "dropout"),
         ({"dropout": float("nan")}, "dropout"),

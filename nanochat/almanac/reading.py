@@ -131,6 +131,23 @@ def portrait_passage(rng: random.Random, held_out: bool) -> Passage:
     return Passage("portraits", text, tuple(_trait_questions(told, rng)), tuple(unanswerable))
 
 
+def short_passage(rng: random.Random) -> Passage:
+    """One or two people with one trait each: hardly more than one place to look for an answer."""
+    traits = rng.sample(sections("portraits"), 2)
+    slots = ("a", "b")[: rng.choice((1, 2))]
+    people = draw_all(" ".join(f"{slot}=person" for slot in slots), rng, False)
+    used = set(people.values())
+    told = [_draw_trait(rng.choice(traits), _person(slot, people), rng, False, used) for slot in slots]
+    return Passage("short", " ".join(_trait_sentences(told, rng)), tuple(_trait_questions(told, rng)), ())
+
+
+def short_passages(rng: random.Random) -> Iterator[Passage]:
+    """Short passages without end: a model finds out from them that answers stand in the text, long before it finds any
+    in passages of eight sentences."""
+    while True:
+        yield short_passage(rng)
+
+
 def with_stranger(read: Passage, rng: random.Random, held_out: bool) -> Passage:
     """`read` with two sentences about somebody else before or after it, and the questions they answer."""
     while (people := draw_all("a=person", rng, held_out))["a"] in read.text:
@@ -172,14 +189,23 @@ def passages(rng: random.Random, held_out: bool = False) -> Iterator[Passage]:
         yield read
 
 
-def about(read: Passage, rng: random.Random, turns: int, *, split: str, id: str, noise: float = 0.25) -> Conversation:
-    """A conversation of up to `turns` different questions about one passage."""
+def about(
+    read: Passage,
+    rng: random.Random,
+    turns: int,
+    *,
+    split: str,
+    id: str,
+    noise: float = 0.25,
+    unanswerable: float = UNANSWERABLE,
+) -> Conversation:
+    """A conversation of up to `turns` different questions about one passage, a share of which it does not answer."""
     known, open_ = list(read.answerable), list(read.unanswerable)
     rng.shuffle(known)
     rng.shuffle(open_)
     said, answers = [], ()
     for _ in range(min(turns, len(known))):
-        if open_ and rng.random() < UNANSWERABLE:
+        if open_ and rng.random() < unanswerable:
             question, answers = open_.pop(), (IDK,)
         else:
             question, words = known.pop()
