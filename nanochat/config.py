@@ -52,8 +52,8 @@ class ModelConfig:
     """The shape of a GPT. Raises UserError for values that cannot work.
 
     `arch="gpt2"` is GPT-2 exactly (learned positions, LayerNorm, GELU, biases); `arch="modern"` has rotary positions,
-    RMSNorm, QK-norm, squared ReLU and no biases. The head is the embedding table in both. With `smear` (modern only) each
-    position also sees the token before it.
+    RMSNorm, QK-norm, squared ReLU and no biases. The head is the embedding table in both. With `smear` (modern only) heads
+    may also look for the token before a position.
     """
 
     vocab_size: int

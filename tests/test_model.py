@@ -382,14 +382,13 @@ def modern_reference(weights: dict[str, Tensor], x: Tensor, n_layer: int, n_head
         return turned
 
     hidden = norm(weights["wte.weight"][x])
-    if "smear" in weights:
-        hidden = torch.stack(
-            [now + weights["smear"] * before for now, before in zip(hidden, [0 * hidden[0], *hidden], strict=False)]
-        )
     for layer in range(n_layer):
         q, k, v = (norm(hidden) @ weights[f"h.{layer}.attn.c_attn.weight"].T).chunk(3, dim=1)
         heads = []
         for q_h, k_h, v_h in zip(q.chunk(n_head, 1), k.chunk(n_head, 1), v.chunk(n_head, 1), strict=True):
+            if (share := weights.get(f"h.{layer}.attn.smear")) is not None:
+                before = torch.stack([0 * k_h[0], *k_h[:-1]])
+                k_h = k_h + share[len(heads)] * (before - k_h)
             scores = norm(turn(q_h)) @ norm(turn(k_h)).T / math.sqrt(q_h.shape[1])
             scores = scores + torch.full_like(scores, -torch.inf).triu(1)
             heads.append(torch.softmax(scores, dim=1) @ v_h)

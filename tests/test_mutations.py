@@ -116,10 +116,9 @@ MUTATIONS = [
         PADDED,
     ),
     # the token before
-    mutation("smears-the-future", "model", "F.pad(x[:, :-1], (0, 0, 1, 0))", "F.pad(x[:, 1:], (0, 0, 0, 1))", FUTURE),
-    mutation("smears-across-documents", "model", "docs[:, 1:] == docs[:, :-1]", "docs[:, 1:] == docs[:, 1:]", ALONE),
-    mutation("forgets-the-token-before", "model", "before[:, 0] = cache.last", "pass", PIECES),
-    mutation("smears-padding", "model", "at > cache.start[:, None]", "at >= cache.start[:, None]", PADDED),
+    mutation("smears-across-documents", "model", "docs[:, 1:] != docs[:, :-1]", "docs[:, 1:] != docs[:, 1:]", ALONE),
+    mutation("forgets-the-token-before", "model", "if last is None else last", "if True else last", PIECES),
+    mutation("smears-padding", "model", "<= cache.start[:, None]", "< cache.start[:, None]", PADDED),
     # the target shift
     mutation(
         "targets-are-the-inputs",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import islice
 
 from ..config import unknown as unknown_name
 from ..qa import Conversation
@@ -45,7 +45,8 @@ SIZES = {
     "default": Size("default", True, None, 9_000_000, 40_000, 400),
     "full": Size("full", False, None, 14_000_000, 100_000, 1_200),
 }
-_TRAIN = {"facts": 27, "reading": 38, "smalltalk": 26, "stories": 2, "unknown": 7}  # per cent of the conversations
+# Per cent of the conversations
+_TRAIN = {"facts": 25, "reading": 34, "short": 6, "smalltalk": 22, "repeated": 5, "stories": 2, "unknown": 6}
 # Per cent of the bytes. "talked" (facts, small talk, unknown), "read" and "requested" (stories) are in chat form.
 _PRETRAIN = {"told": 16, "passages": 2, "stories": 4, "talked": 28, "read": 36, "repeated": 12, "requested": 2}
 
@@ -72,19 +73,13 @@ def _read(rng: random.Random, split: str, prefix: str, turns: Callable[[random.R
         yield about(passage, rng, turns(rng), split=split, id=f"{prefix}/{passage.family}/{number}", noise=noise)
 
 
-def _read_first(rng: random.Random, prefix: str) -> Iterator[Conversation]:
-    """What pretraining reads: half of the passages are short, and nearly all questions have an answer.
-
-    Where a fifth of them had none, "I don't know." was the safest thing to say for so long that a short pretraining
-    learned nothing else.
+def _read_first(rng: random.Random, split: str, prefix: str) -> Iterator[Conversation]:
+    """Short passages, nearly all of whose questions have an answer: where a fifth of them had none, "I don't know." was the
+    safest thing to say for so long that a short training learned nothing else.
     """
-    sources = passages(rng), short_passages(rng)
-    for number in count():
-        read = next(rng.choice(sources))
-        turns = rng.randint(4, 8)
-        yield about(
-            read, rng, turns, split="train", id=f"{prefix}/{read.family}/{number}", noise=0.2, unanswerable=0.03
-        )
+    for number, read in enumerate(short_passages(rng)):
+        id = f"{prefix}/{read.family}/{number}"
+        yield about(read, rng, rng.randint(2, 4), split=split, id=id, noise=0.2, unanswerable=0.03)
 
 
 def _after_others(
@@ -109,7 +104,11 @@ def _skills(size: Size, rng: Callable[[str], random.Random], prefix: str) -> dic
     return {
         "facts": _mixed({asked: 92, follow: 8}, rng("mixed facts")),
         "reading": _read(rng("reading"), "train", f"{prefix}/reading", lambda rng: rng.choice((2, 3, 4, 5, 6))),
+        "short": _read_first(rng("short"), "train", f"{prefix}/short"),
         "smalltalk": talk(rng("smalltalk"), "train", f"{prefix}/smalltalk"),
+        "repeated": repeated(
+            (passage.text for passage in passages(rng("copied"))), rng("repeated"), f"{prefix}/repeated"
+        ),
         "stories": story_talk(rng("stories"), "train", f"{prefix}/stories"),
         "unknown": unanswerable(rng("unknown"), "train", f"{prefix}/unknown"),
     }
@@ -160,12 +159,13 @@ def pretrain_documents(size: str = "default", seed: int = 0) -> Iterator[str | C
 
     skills = _skills(chosen, rng, "pretrain")
     talked = _mixed({skills["facts"]: 66, skills["smalltalk"]: 26, skills["unknown"]: 8}, rng("talked"))
+    long = _read(rng("read"), "train", "pretrain/read", lambda rng: rng.randint(4, 8))
     kinds: dict[str, Iterator[str | Conversation]] = {
         "told": paragraphs(_told(chosen), rng("told")),
         "passages": (passage.text for passage in passages(rng("passages"))),
         "stories": plain_stories(rng("plain stories")),
         "talked": _chains(talked, rng("chains")),
-        "read": _read_first(rng("read"), "pretrain/read"),
+        "read": _mixed({long: 60, skills["short"]: 40}, rng("mixed read")),
         "repeated": repeated(
             (passage.text for passage in passages(rng("copied"))), rng("repeated"), "pretrain/repeated"
         ),
