@@ -130,7 +130,7 @@ class Profile:
     eval_questions: int  # at most so many held-out questions of each kind are asked for the report card
     pretrain_minutes: float = 0.0  # a machine for which the steps would take longer makes fewer; 0: never
     finetune_minutes: float = 0.0
-    finetune_lr_scale: float = 0.6
+    finetune_lr_scale: float = 0.7
     device: str = "auto"
 
 
@@ -142,12 +142,12 @@ _DEFAULT = Profile(
     size="default",
     tokenizer="bpe:1024",
     model="nano",
-    pretrain_steps=700,
-    finetune_steps=1500,
+    pretrain_steps=400,
+    finetune_steps=1800,
     batch_size=16,
     eval_questions=100,
-    pretrain_minutes=3.0,
-    finetune_minutes=5.5,
+    pretrain_minutes=2.0,
+    finetune_minutes=6.5,
 )
 
 PROFILES: dict[str, Profile] = {
@@ -157,8 +157,8 @@ PROFILES: dict[str, Profile] = {
     ),
     "default": _DEFAULT,
     "long": replace(
-        _DEFAULT, name="long", run="nano-long", size="full", pretrain_steps=4000, finetune_steps=7500,
-        eval_questions=400, pretrain_minutes=28.0, finetune_minutes=56.0,
+        _DEFAULT, name="long", run="nano-long", size="full", pretrain_steps=2500, finetune_steps=9000,
+        eval_questions=400, pretrain_minutes=18.0, finetune_minutes=66.0,
     ),
     "gpu": replace(
         _DEFAULT, name="gpu", run="GPT2-Small", corpus="TinyStories", qa="squad_v2", tokenizer="gpt2", model="GPT2-Small",

@@ -108,7 +108,7 @@ def _check(given: Mapping[str, str]) -> dict[str, str]:
     }
     for name in checks.keys() & {name for name, value in given.items() if value}:
         checks[name](given[name])
-    for name in ("steps", "seed"):
+    for name in ("steps", "minutes", "seed"):
         if given.get(name, "").strip().startswith("-"):
             raise UserError(f"parameter {name} must be at least 0, not {given[name]!r}")
     files = {name: given[name] for name in ("corpus", "qa") if Path(given.get(name, "")).expanduser().is_file()}

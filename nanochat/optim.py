@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .devices import matmul_dtype
+
+if TYPE_CHECKING:
+    from .model import GPT
 
 # The quintic whose iteration drives singular values to about 1 in five steps (Jordan et al. 2024)
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -143,18 +146,20 @@ class Optimizers:
             member.load_state_dict(state)
 
 
-# Learning rates that measured best for the default (see tests/benchmarks/README.md for what lost)
-MATRIX_LR, REST_LR = 0.02, 0.003
+# Learning rates of Muon and of AdamW, by architecture. The modern one's measured best for some hundred steps (see
+# tests/benchmarks/README.md for what lost); GPT-2 without its norms of queries and keys cannot bear them.
+LEARNING_RATES = {"modern": (0.05, 0.02), "gpt2": (0.02, 0.003)}
 
 
 def make_optimizers(
-    model: nn.Module, scale: float = 1.0, weight_decay: float = 0.0, dtype: torch.dtype | None = None
+    model: GPT, scale: float = 1.0, weight_decay: float = 0.0, dtype: torch.dtype | None = None
 ) -> Optimizers:
     """Muon for the matrices of the blocks; AdamW for embeddings (and so the head), biases and norms: never decayed.
 
     `scale` multiplies every learning rate (finetuning takes smaller steps than pretraining). `dtype` is that of Muon's
     products, by default the one in which the device trains.
     """
+    matrix_lr, rest_lr = LEARNING_RATES[model.config.arch]
     matrices, others = [], []
     for name, p in model.named_parameters():
         if name.startswith("h.") and p.dim() == 2:
@@ -163,8 +168,8 @@ def make_optimizers(
             matrices.append(p)
         else:
             others.append(p)
-    adamw = torch.optim.AdamW(others, lr=REST_LR * scale, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True)
-    return Optimizers([Muon(matrices, lr=MATRIX_LR * scale, weight_decay=weight_decay, dtype=dtype), adamw])
+    adamw = torch.optim.AdamW(others, lr=rest_lr * scale, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True)
+    return Optimizers([Muon(matrices, lr=matrix_lr * scale, weight_decay=weight_decay, dtype=dtype), adamw])
 
 
 def schedule(step: int, steps: int, warmup: int = 0, decay_from: float = 0.4) -> float:

@@ -37,7 +37,7 @@ def val_batches(settings: TrainSettings) -> int:
 
 
 # torch.compile costs 10-40 s on two cores and then saves some 0.1 s a step
-_COMPILE_FROM, _COMPILE_FROM_MINUTES = 200, 3.0
+_COMPILE_FROM, _COMPILE_FROM_MINUTES = 200, 1.5
 
 
 def pretrain_settings(profile: Profile, **given: Any) -> TrainSettings:

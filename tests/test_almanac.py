@@ -91,7 +91,7 @@ def test_sizes_are_as_announced():
 def test_skills_come_in_their_shares_and_unknown_ones_stay_rare():
     skills = Counter(each.skill for each in split("train"))
     share = {name: count / skills.total() for name, count in skills.items()}
-    assert share == pytest.approx({"facts": 0.27, "reading": 0.38, "smalltalk": 0.26, "unknown": 0.07, "stories": 0.02})
+    assert share == pytest.approx({"facts": 0.25, "reading": 0.4, "smalltalk": 0.27, "unknown": 0.06, "stories": 0.02})
     chatted = sum(almanac.length(each) for each in documents() if not isinstance(each, str))
     assert 0.65 < chatted / sum(map(almanac.length, documents())) < 0.8
 
@@ -258,13 +258,14 @@ def test_answers_to_passages_are_spans_of_them_or_unknown(size):
             assert len(each.turns) == 2
 
 
-def test_pretraining_begins_to_read_with_short_passages_that_have_the_answer():
-    first = [each for each in documents() if not isinstance(each, str) and each.context]
-    short = [each for each in first if "/short/" in each.id]
-    assert 0.4 < len(short) / len(first) < 0.6
+def test_training_reads_short_passages_too_that_have_the_answer():
+    for some in (documents(), split("train")):
+        read = [each for each in some if not isinstance(each, str) and each.context]
+        short = [each for each in read if "/short/" in each.id]
+        assert 0.1 < len(short) / len(read) < 0.5
     assert all(len(re.findall(r"[.!?](?: |$)", each.context)) <= 2 for each in short)
-    answers = [turn.text for each in first for turn in each.turns[1::2]]
-    assert 0 < answers.count(IDK) / len(answers) < 0.05
+    answers = [turn.text for each in short for turn in each.turns[1::2]]
+    assert answers.count(IDK) / len(answers) < 0.05
 
 
 def test_about_a_fifth_of_the_held_out_passages_do_not_tell_the_answer():

@@ -26,7 +26,7 @@ NOTEBOOK = {
     "cells": [
         {
             "cell_type": "code", "id": "a", "metadata": {"tags": ["parameters"]}, "execution_count": None, "outputs": [],
-            "source": 'profile: str = "default"\nsteps: int = 0\ncorpus: str = ""\n',
+            "source": 'profile: str = "default"\nsteps: int = 0\nminutes: float = 0.0\ncorpus: str = ""\n',
         }
     ],
     "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}},
@@ -212,6 +212,7 @@ WRONG = {
     "unknown parameter": (["course", "-p", "stepz", "5"], "did you mean 'steps'"),
     "parameter of a wrong type": (["course", "-p", "steps", "many"], "steps must be of type int"),
     "negative parameter": (["course", "-p", "steps", "-5"], "steps must be at least 0"),
+    "negative time": (["course", "-p", "minutes", "-5"], "minutes must be at least 0"),
     "unknown corpus of the course": (["course", "-p", "corpus", "missing.txt"], "there is no file 'missing.txt'"),
     "unknown model of the course": (["course", "-p", "model", "nanoGTP"], "did you mean 'nanoGPT'"),
     "unknown notebook": (["course", "--only", "08"], "unknown notebook '08'"),

@@ -61,7 +61,7 @@ class Recipe:
 
 RECIPE = Recipe()
 # For what the original has after 300 steps: a few small, large-footed steps, over before a compiler would have begun to pay
-SPRINT = Recipe(batch_size=8, steps=90, eval_every=90, lr_scale=2.0, compile=False)
+SPRINT = Recipe(batch_size=8, steps=90, eval_every=90, compile=False)
 
 
 @dataclass(frozen=True)
