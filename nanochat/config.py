@@ -130,7 +130,7 @@ class Profile:
     eval_questions: int  # at most so many held-out questions of each kind are asked for the report card
     pretrain_minutes: float = 0.0  # a machine for which the steps would take longer makes fewer; 0: never
     finetune_minutes: float = 0.0
-    finetune_lr_scale: float = 0.7
+    finetune_lr_scale: float = 1.0
     device: str = "auto"
 
 
@@ -163,7 +163,7 @@ PROFILES: dict[str, Profile] = {
     "gpu": replace(
         _DEFAULT, name="gpu", run="GPT2-Small", corpus="TinyStories", qa="squad_v2", tokenizer="gpt2", model="GPT2-Small",
         pretrain_steps=20000, finetune_steps=3000, batch_size=32, eval_questions=400, pretrain_minutes=0.0,
-        finetune_minutes=0.0, device="cuda",
+        finetune_minutes=0.0, finetune_lr_scale=0.6, device="cuda",
     ),
 }  # fmt: skip
 

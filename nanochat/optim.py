@@ -148,7 +148,7 @@ class Optimizers:
 
 # Learning rates of Muon and of AdamW, by architecture. The modern one's measured best for some hundred steps (see
 # tests/benchmarks/README.md for what lost); GPT-2 without its norms of queries and keys cannot bear them.
-LEARNING_RATES = {"modern": (0.05, 0.02), "gpt2": (0.02, 0.003)}
+LEARNING_RATES = {"modern": (0.03, 0.01), "gpt2": (0.02, 0.003)}
 
 
 def make_optimizers(

@@ -50,7 +50,7 @@ def pretrain_settings(profile: Profile, **given: Any) -> TrainSettings:
 
 
 def finetune_settings(profile: Profile, **given: Any) -> TrainSettings:
-    """How a profile finetunes: smaller steps than pretraining, smaller from the start. What is given wins, as above."""
+    """How a profile finetunes: a learning rate that falls from the start. What is given wins, as above."""
     settings = _settings(profile, profile.finetune_steps, profile.finetune_minutes, **given)
     return replace(settings, lr_scale=profile.finetune_lr_scale, decay_from=0.0)
 
