@@ -26,7 +26,7 @@ endif
 help: ## print this
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
 
-course: $(READY) ## run every notebook on the embedded default and write out/<run>/ (about 12 minutes)
+course: $(READY) ## run every notebook on the embedded default and write out/<run>/ (12 to 14 minutes)
 	@$(BIN)/nanochat course
 
 lab: $(READY) ## open the course in JupyterLab

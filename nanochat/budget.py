@@ -15,7 +15,7 @@ from .progress import duration
 from .trainer import Task, TrainSettings, train
 
 UNLIMITED = 2**31 - 1  # as many steps as the tokens or the minutes allow
-TRIED = 4  # steps: the first one compiles and warms up, the median is one of the others
+TRIED = 5  # steps: the first one compiles and warms up, the median is one of the others
 # Validating and saving, ten times in a run, come to some 5 % of the steps' time (stages.py sees to it)
 BESIDES = 1.06
 _WORTH_TRYING = 100  # steps: what is shorter has begun to show its own estimate before anybody could read another
