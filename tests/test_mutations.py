@@ -116,7 +116,13 @@ MUTATIONS = [
         PADDED,
     ),
     # the token before
-    mutation("smears-across-documents", "model", "docs[:, 1:] != docs[:, :-1]", "docs[:, 1:] != docs[:, 1:]", ALONE),
+    mutation(
+        "smears-across-documents",
+        "model",
+        "F.pad(docs[:, 1:] != docs[:, :-1]",
+        "F.pad(docs[:, 1:] != docs[:, 1:]",
+        ALONE,
+    ),
     mutation("forgets-the-token-before", "model", "if last is None else last", "if True else last", PIECES),
     mutation("smears-padding", "model", "<= cache.start[:, None]", "< cache.start[:, None]", PADDED),
     # the target shift

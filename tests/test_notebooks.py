@@ -37,7 +37,8 @@ LARGEST = 1_500_000  # bytes of a file
 # Everywhere the same names, types and defaults; a notebook has those that it uses.
 PARAMETERS = {
     "run": ("str", ""), "profile": ("str", "default"), "corpus": ("str", ""), "qa": ("str", ""), "tokenizer": ("str", ""),
-    "model": ("str", ""), "steps": ("int", 0), "seed": ("int", 1337), "device": ("str", "auto"), "resume": ("bool", False),
+    "model": ("str", ""), "steps": ("int", 0), "minutes": ("float", 0.0), "seed": ("int", 1337),
+    "device": ("str", "auto"), "resume": ("bool", False),
 }  # fmt: skip
 TAGS = {"parameters", "exercise", "nbval-ignore-output"}
 
