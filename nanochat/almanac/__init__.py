@@ -73,13 +73,13 @@ def _read(rng: random.Random, split: str, prefix: str, turns: Callable[[random.R
         yield about(passage, rng, turns(rng), split=split, id=f"{prefix}/{passage.family}/{number}", noise=noise)
 
 
-def _read_first(rng: random.Random, split: str, prefix: str) -> Iterator[Conversation]:
+def _read_first(rng: random.Random, prefix: str) -> Iterator[Conversation]:
     """Short passages, nearly all of whose questions have an answer: where a fifth of them had none, "I don't know." was the
     safest thing to say for so long that a short training learned nothing else.
     """
     for number, read in enumerate(short_passages(rng)):
         id = f"{prefix}/{read.family}/{number}"
-        yield about(read, rng, rng.randint(2, 4), split=split, id=id, noise=0.2, unanswerable=0.03)
+        yield about(read, rng, rng.randint(2, 4), split="train", id=id, noise=0.2, unanswerable=0.03)
 
 
 def _after_others(
@@ -104,7 +104,7 @@ def _skills(size: Size, rng: Callable[[str], random.Random], prefix: str) -> dic
     return {
         "facts": _mixed({asked: 92, follow: 8}, rng("mixed facts")),
         "reading": _read(rng("reading"), "train", f"{prefix}/reading", lambda rng: rng.choice((2, 3, 4, 5, 6))),
-        "short": _read_first(rng("short"), "train", f"{prefix}/short"),
+        "short": _read_first(rng("short"), f"{prefix}/short"),
         "smalltalk": talk(rng("smalltalk"), "train", f"{prefix}/smalltalk"),
         "repeated": repeated(
             (passage.text for passage in passages(rng("copied"))), rng("repeated"), f"{prefix}/repeated"
@@ -166,9 +166,7 @@ def pretrain_documents(size: str = "default", seed: int = 0) -> Iterator[str | C
         "stories": plain_stories(rng("plain stories")),
         "talked": _chains(talked, rng("chains")),
         "read": _mixed({long: 60, skills["short"]: 40}, rng("mixed read")),
-        "repeated": repeated(
-            (passage.text for passage in passages(rng("copied"))), rng("repeated"), "pretrain/repeated"
-        ),
+        "repeated": skills["repeated"],
         "requested": skills["stories"],
     }
     written = dict.fromkeys(kinds, 0)

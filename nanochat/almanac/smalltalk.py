@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from ..qa import Conversation
 from .asking import dressed, single
-from .grammar import Deck, Section, Values, fill, joined, normalised, number_word, sections, sentence
+from .grammar import Deck, Section, Values, fill, joined, normalised, number_word, section, sections, sentence
 from .pools import composed, draw_all, pool
 
 _WORDS = ("things", "foods", "colours", "days", "jobs", "pets", "sports", "months")
@@ -189,7 +189,7 @@ def repeated(texts: Iterator[str], rng: random.Random, prefix: str) -> Iterator[
     To copy is the first thing that reading needs, and a model learns it from these long before it learns it from short
     answers: every token of the answer shows it.
     """
-    intent = next(each for each in sections("smalltalk") if each.name == "repeat")
+    intent = section("smalltalk", "repeat")
     number = 0
     while True:
         sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", next(texts))
