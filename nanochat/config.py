@@ -1,7 +1,8 @@
 """What can be chosen: model shapes by name, run profiles, and the one kind of error meant for people.
 
 The seven model sizes are those of the NanoChatGPT2 project; the four GPT-2 sizes are those of Radford et al. 2019
-("Language Models are Unsupervised Multitask Learners", table 2). `nano` is the default of this course.
+("Language Models are Unsupervised Multitask Learners", table 2). `nano` is the default of this course,
+`nano-long` what the profile "long" trains in an hour and a half.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class ModelConfig:
 _GPT2 = {"arch": "gpt2", "vocab_size": 50257}
 
 MODEL_PRESETS: dict[str, dict[str, Any]] = {
-    "nano": {"arch": "modern", "block_size": 256, "n_layer": 4, "n_head": 4, "n_embd": 256, "smear": True},
+    "nano": {"arch": "modern", "block_size": 256, "n_layer": 4, "n_head": 3, "n_embd": 192, "smear": True},
+    "nano-long": {"arch": "modern", "block_size": 256, "n_layer": 4, "n_head": 4, "n_embd": 256, "smear": True},
     "very_small_for_test": {**_GPT2, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 32},
     "nanoGPT": {**_GPT2, "block_size": 128, "n_layer": 6, "n_head": 6, "n_embd": 384},
     "miniGPT": {**_GPT2, "block_size": 128, "n_layer": 12, "n_head": 8, "n_embd": 512},
@@ -142,12 +144,13 @@ _DEFAULT = Profile(
     size="default",
     tokenizer="bpe:1024",
     model="nano",
-    pretrain_steps=400,
-    finetune_steps=1800,
+    pretrain_steps=200,
+    finetune_steps=1500,
     batch_size=16,
     eval_questions=100,
-    pretrain_minutes=2.0,
-    finetune_minutes=6.5,
+    pretrain_minutes=1.5,
+    finetune_minutes=6.25,
+    finetune_lr_scale=0.7,
 )
 
 PROFILES: dict[str, Profile] = {
@@ -157,7 +160,7 @@ PROFILES: dict[str, Profile] = {
     ),
     "default": _DEFAULT,
     "long": replace(
-        _DEFAULT, name="long", run="nano-long", size="full", pretrain_steps=2500, finetune_steps=9000,
+        _DEFAULT, name="long", run="nano-long", model="nano-long", size="full", pretrain_steps=2500, finetune_steps=9000,
         eval_questions=400, pretrain_minutes=18.0, finetune_minutes=66.0,
     ),
     "gpu": replace(

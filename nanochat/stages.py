@@ -28,7 +28,7 @@ from .tokenizer import Tokenizer
 from .trainer import StepReport, Task, TrainSettings, saved_progress, train
 
 # Validation may take 5 % of the time; a batch forward only costs from a third to nearly half of a training step
-_EVAL_SHARE = 0.05 * 2
+_EVAL_SHARE = 0.05 * 1.5
 
 
 def val_batches(settings: TrainSettings) -> int:

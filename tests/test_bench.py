@@ -260,7 +260,18 @@ def test_a_result_counts_from_the_first_validation_that_is_as_good(monkeypatch) 
 def test_a_result_that_was_not_reached_is_said_with_the_best_one(monkeypatch) -> None:
     monkeypatch.setattr(shakespeare, "learning", lambda *args, **changes: (moments((0, 6.0, 7.0), (25, 30.0, 3.0)), ""))
     monkeypatch.setattr(shakespeare, "original_seconds", lambda: original.Original(2.0, 1.0))
-    assert {row.verdict for row in shakespeare.rows(100.0)} == {"not reached: 3.000 was the best of 0.5 minutes"}
+    assert {row.verdict for row in shakespeare.rows(100.0)} == {
+        "not reached: 3.000 was the best of 0.5 minutes; --only shakespeare gives it more"
+    }
+
+
+def test_what_the_sprint_leaves_of_the_time_goes_to_the_long_training(monkeypatch) -> None:
+    given = []
+    monkeypatch.setattr(shakespeare, "learning", lambda seconds, *args, **changes: given.append(seconds) or ([], ""))
+    monkeypatch.setattr(shakespeare, "original_seconds", lambda: original.Original(2.0, 1.0))
+    shakespeare.rows(100.0)
+    assert given[0] == 25.0
+    assert 75.0 < given[1] < 100.0
 
 
 # --- each group for real, at a size that takes seconds

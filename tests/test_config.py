@@ -13,9 +13,10 @@ from nanochat.tokenizer import parse_spec
 SHAPE = {"vocab_size": 64, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 32}
 
 
-def test_presets_keep_the_originals_names_and_ours_is_beside_them():
+def test_presets_keep_the_originals_names_and_ours_are_beside_them():
     assert set(MODEL_PRESETS) == {
-        "nano", "very_small_for_test", "nanoGPT", "miniGPT", "GPT2-Small", "GPT2-Medium", "GPT2-Large", "GPT2-XL"
+        "nano", "nano-long",
+        "very_small_for_test", "nanoGPT", "miniGPT", "GPT2-Small", "GPT2-Medium", "GPT2-Large", "GPT2-XL",
     }  # fmt: skip
 
 
@@ -37,7 +38,7 @@ def test_our_preset_takes_its_vocabulary_from_the_tokenizer():
 
 
 def test_overrides_win_over_the_preset():
-    assert model_config("nano", 300, n_layer=1, block_size=16) == ModelConfig(300, 16, 1, 4, 256, smear=True)
+    assert model_config("nano", 300, n_layer=1, block_size=16) == ModelConfig(300, 16, 1, 3, 192, smear=True)
 
 
 def test_a_mistyped_override_is_answered_with_the_nearest_known_one():

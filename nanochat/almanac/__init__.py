@@ -42,11 +42,11 @@ class Size:
 
 SIZES = {
     "smoke": Size("smoke", True, 2, 60_000, 300, 24),
-    "default": Size("default", True, None, 9_000_000, 40_000, 400),
+    "default": Size("default", True, None, 5_000_000, 50_000, 400),
     "full": Size("full", False, None, 14_000_000, 100_000, 1_200),
 }
 # Per cent of the conversations
-_TRAIN = {"facts": 25, "reading": 34, "short": 6, "smalltalk": 22, "repeated": 5, "stories": 2, "unknown": 6}
+_TRAIN = {"facts": 34, "reading": 27, "short": 6, "smalltalk": 23, "repeated": 4, "stories": 0.5, "unknown": 5.5}
 # Per cent of the bytes. "talked" (facts, small talk, unknown), "read" and "requested" (stories) are in chat form.
 _PRETRAIN = {"told": 16, "passages": 2, "stories": 4, "talked": 28, "read": 36, "repeated": 12, "requested": 2}
 
@@ -132,7 +132,7 @@ def conversations(size: str = "default", seed: int = 0) -> Iterator[Conversation
     others = _mixed({before["facts"]: 40, before["smalltalk"]: 45, before["unknown"]: 15}, rng("others"))
     for name in ("facts", "smalltalk", "unknown"):
         skills[name] = _after_others(skills[name], others, rng(f"after others {name}"))
-    order = [name for name, share in _TRAIN.items() for _ in range(chosen.conversations * share // 100)]
+    order = [name for name, share in _TRAIN.items() for _ in range(int(chosen.conversations * share / 100))]
     rng("order").shuffle(order)
     apart = max(8, round(VAL_SHARE * len(order)))
     for number, name in enumerate(order + order[:apart]):

@@ -97,11 +97,6 @@ def capitalised(text: str) -> str:
     return _START.sub(lambda match: match[1] + match[2].upper(), text)
 
 
-def joined(items: Sequence[str]) -> str:
-    """`a dog, a cat and a cow`."""
-    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
 def normalised(text: str) -> str:
     """Without case, spacing and punctuation (but for + - *): how a question of the test is found in the training."""
     return " ".join(re.findall(r"\w+|[+*-]", text.casefold()))
