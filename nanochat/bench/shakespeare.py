@@ -46,7 +46,7 @@ class Recipe:
     batch_size: int = 16
     steps: int = 400
     eval_every: int = 25
-    lr_scale: float = 1.0
+    lr_scale: float = 0.6
     decay_from: float = 0.3
     seed: int = 1337
     compile: bool = True
@@ -61,7 +61,7 @@ class Recipe:
 
 RECIPE = Recipe()
 # For what the original has after 300 steps: a few small, large-footed steps, over before a compiler would have begun to pay
-SPRINT = Recipe(batch_size=8, steps=90, eval_every=90, compile=False)
+SPRINT = Recipe(batch_size=8, steps=90, eval_every=90, lr_scale=1.0, compile=False)
 
 
 @dataclass(frozen=True)
