@@ -82,10 +82,11 @@ class ModelConfig:
 
 
 _GPT2 = {"arch": "gpt2", "vocab_size": 50257}
+_NANO = {"arch": "modern", "block_size": 256, "n_layer": 4, "smear": True}
 
 MODEL_PRESETS: dict[str, dict[str, Any]] = {
-    "nano": {"arch": "modern", "block_size": 256, "n_layer": 4, "n_head": 3, "n_embd": 192, "smear": True},
-    "nano-long": {"arch": "modern", "block_size": 256, "n_layer": 4, "n_head": 4, "n_embd": 256, "smear": True},
+    "nano": {**_NANO, "n_head": 3, "n_embd": 192},
+    "nano-long": {**_NANO, "n_head": 4, "n_embd": 256},
     "very_small_for_test": {**_GPT2, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 32},
     "nanoGPT": {**_GPT2, "block_size": 128, "n_layer": 6, "n_head": 6, "n_embd": 384},
     "miniGPT": {**_GPT2, "block_size": 128, "n_layer": 12, "n_head": 8, "n_embd": 512},

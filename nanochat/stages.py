@@ -27,7 +27,7 @@ from .model import GPT
 from .tokenizer import Tokenizer
 from .trainer import StepReport, Task, TrainSettings, saved_progress, train
 
-# Validation may take 5 % of the time; a batch forward only costs from a third to nearly half of a training step
+# Validation may take 5 % of the time; a batch forward only costs from a third to two thirds of a training step
 _EVAL_SHARE = 0.05 * 1.5
 
 
