@@ -53,7 +53,9 @@ def answer_mask(ids: np.ndarray, marks: Marks) -> np.ndarray:
     the last axis, over one conversation or many; what comes before the first mark of a row is False.
     """
     ids = np.asarray(ids)
-    special = np.isin(ids, (marks.eot, marks.context, marks.user, marks.assistant, marks.end))
+    special = np.zeros(ids.shape, dtype=bool)
+    for mark in (marks.eot, marks.context, marks.user, marks.assistant, marks.end):
+        special |= ids == mark  # np.isin takes ten times as long for a conversation
     # The special token last seen before each position decides: inside an answer it is <|assistant|>.
     last = np.maximum.accumulate(np.where(special, np.arange(ids.shape[-1]), -1), axis=-1)[..., :-1]
     inside = np.zeros(ids.shape, dtype=bool)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import pickle
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -102,7 +101,7 @@ def write_qa(
         kept, dropped = _spool(convs, waiting, name, tok, block_size, dtype)
         held_out = _held_out(kept, name)
         waiting.seek(0)
-        counts = _publish(waiting, held_out, _for_loss(kept, held_out), folder, tok)
+        counts = _publish(waiting, kept, held_out, folder, tok, dtype)
     meta = {
         "name": name,
         "block_size": block_size,
@@ -124,6 +123,16 @@ def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
+class _Kept(NamedTuple):
+    """A conversation in the waiting file: its split, digests of passage and first question, and its lengths there."""
+
+    split: str
+    passage: int
+    question: int
+    n_ids: int
+    n_record: int
+
+
 def _spool(
     convs: Iterable[Conversation],
     file: IO[bytes],
@@ -131,12 +140,9 @@ def _spool(
     tok: Tokenizer,
     block_size: int,
     dtype: np.dtype,
-) -> tuple[list[tuple[str, int, int]], dict[str, Any]]:
-    """Write (ids, conversation) of each one that is kept.
-
-    Returns split, passage and question of those (the texts as digests), and what is to be said of the others.
-    """
-    kept = []
+) -> tuple[list[_Kept], dict[str, Any]]:
+    """Write the ids and the record (JSON) of each one that is kept; returns what is to be said of them and of the others."""
+    kept: list[_Kept] = []
     too_long, unanswered = 0, 0
     example, shortest = "", 0
     convs = iter(convs)
@@ -149,9 +155,11 @@ def _spool(
                 shortest = min(shortest or len(ids), len(ids))
                 example = example or f"{conv.question[:80]} ({len(ids)} tokens)"
             else:
-                pickle.dump((np.array(ids, dtype=dtype), conv), file)
+                record = json.dumps(to_record(conv)).encode()
+                file.write(np.array(ids, dtype=dtype).tobytes() + record)
                 first = _digest(conv.turns[0].text)
-                kept.append((conv.split, _digest(conv.context) if conv.context else first, first))
+                passage = _digest(conv.context) if conv.context else first
+                kept.append(_Kept(conv.split, passage, first, len(ids), len(record)))
     if not kept and too_long:
         raise UserError(
             f"none of the {too_long} conversations of {name} fits block_size {block_size}; "
@@ -162,28 +170,28 @@ def _spool(
     return kept, {"dropped": too_long, "dropped_example": example, "unanswered": unanswered}
 
 
-def _held_out(kept: list[tuple[str, int, int]], name: str) -> np.ndarray:
+def _held_out(kept: list[_Kept], name: str) -> np.ndarray:
     """(conversations,) bool: the validation split."""
-    own = np.array([split != "train" for split, _, _ in kept])
+    own = np.array([each.split != "train" for each in kept])
     if own.all():
         raise UserError(f"{name} has no conversation to train on; mark some with the split 'train'")
     if own.any():
         return own
-    for groups in np.array([digests for _, *digests in kept], dtype=np.uint64).T:
+    for groups in np.array([(each.passage, each.question) for each in kept], dtype=np.uint64).T:
         names = np.unique(groups)  # sorted by digest: an order that has nothing to do with the text
         if len(names) > 1:
             return np.isin(groups, names[: max(1, len(names) // VAL_SHARE)])
     raise UserError(f"{name} has one question only; add a second one, so that one can be held out")
 
 
-def _for_loss(kept: list[tuple[str, int, int]], held_out: np.ndarray) -> np.ndarray:
+def _for_loss(kept: list[_Kept], held_out: np.ndarray) -> np.ndarray:
     """(conversations,) bool: those of the held-out ones that the validation loss is taken on."""
-    named = np.array([split == "val" for split, _, _ in kept])
+    named = np.array([each.split == "val" for each in kept])
     return named if named.any() else held_out
 
 
 def _publish(
-    waiting: IO[bytes], held_out: np.ndarray, for_loss: np.ndarray, folder: Path, tok: Tokenizer
+    waiting: IO[bytes], kept: list[_Kept], held_out: np.ndarray, folder: Path, tok: Tokenizer, dtype: np.dtype
 ) -> dict[str, Any]:
     """Write the three files from what `_spool` wrote; returns the counts of both splits and a fingerprint."""
     counts = {split: {"conversations": 0, "tokens": 0, "supervised": 0} for split in ("train", "val")}
@@ -193,12 +201,15 @@ def _publish(
         atomic_write(folder / "qa_val.bin") as val,
         atomic_write(folder / "qa_val.jsonl", "w") as records,
     ):
-        for is_val, is_loss in zip(held_out.tolist(), for_loss.tolist(), strict=True):
-            ids, conv = pickle.load(waiting)
+        for_loss = _for_loss(kept, held_out).tolist()
+        for each, is_val, is_loss in zip(kept, held_out.tolist(), for_loss, strict=True):
+            ids = np.frombuffer(waiting.read(each.n_ids * dtype.itemsize), dtype)
+            record = waiting.read(each.n_record).decode()
             fingerprint.update(bytes([is_val]) + ids.tobytes())
             if is_val:
-                conv = replace(conv, split="val") if conv.split == "train" else conv
-                records.write(json.dumps(to_record(conv)) + "\n")
+                if each.split == "train":
+                    record = json.dumps({**json.loads(record), "split": "val"})
+                records.write(record + "\n")
                 if not is_loss:
                     continue
             (val if is_val else train).write(ids.tobytes())

@@ -91,6 +91,21 @@ def test_modern_blocks_start_as_identity():
     same(model.trunk(x), rms_norm(rms_norm(model.wte(x))))
 
 
+def test_smeared_heads_copy_before_anything_is_learned():
+    torch.manual_seed(0)
+    once = torch.randint(256, (8, 24))
+    x = torch.cat((once, once), dim=1)
+
+    def right(smear: bool) -> float:
+        """How often the best next token, other than the token itself, is what came next the first time; chance: 0.4 %."""
+        torch.manual_seed(1)
+        model = GPT(model_config("nano", 256, n_layer=2, smear=smear))
+        guess = model(x).scatter(2, x[..., None], -math.inf).argmax(dim=2)
+        return (guess[:, 24:-1] == x[:, 25:]).float().mean().item()
+
+    assert right(True) > 0.2 > 0.02 > right(False)
+
+
 @both
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(arch):
     made = []

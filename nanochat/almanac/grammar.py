@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 
 Values = Mapping[str, str]
@@ -35,7 +35,14 @@ class Section:
 
     def __getitem__(self, tag: str) -> tuple[str, ...]:
         """Every wording under `tag`, variants unfolded."""
-        return tuple(part for name, text in self.lines if name == tag for part in text.split(" | "))
+        return self._wordings.get(tag, ())
+
+    @cached_property
+    def _wordings(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, tuple[str, ...]] = {}
+        for tag, text in self.lines:
+            found[tag] = (*found.get(tag, ()), *text.split(" | "))
+        return found
 
 
 @cache
@@ -167,6 +174,7 @@ def sentence(template: str, values: Values) -> str:
     return capitalised(_STOPS.sub(".", fill(template, values)))
 
 
+@cache
 def gaps(template: str) -> tuple[str, ...]:
     """The keys that `template` asks for."""
     return tuple(key for _, _, key in _parts(template) if key is not None)

@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 from ..qa import IDK, Conversation
 from .asking import dressed, exchange
@@ -45,12 +46,14 @@ class Passage:
     unanswerable: tuple[str, ...]
 
 
-def _slots(template: str) -> set[str]:
-    return {key for key in gaps(template) if "." not in key}
+@cache
+def _slots(template: str) -> frozenset[str]:
+    return frozenset(key for key in gaps(template) if "." not in key)
 
 
-def _named(template: str) -> set[str]:
-    return {key.partition(".")[0] for key in gaps(template)}
+@cache
+def _named(template: str) -> frozenset[str]:
+    return frozenset(key.partition(".")[0] for key in gaps(template))
 
 
 def family_passage(family: Section, rng: random.Random, held_out: bool) -> Passage:
@@ -63,7 +66,7 @@ def family_passage(family: Section, rng: random.Random, held_out: bool) -> Passa
         before = tag == "P" or (optional and (len(told) < 2 or rng.random() < _TELL_OPTIONAL))
         if before:
             told.append(rng.choice(text.split(" | ")))
-    known = set().union(*map(_slots, told))
+    known = frozenset().union(*map(_slots, told))
     answerable, unanswerable = [], []
     for tag, text in family.lines:
         if tag in "POC":
