@@ -145,13 +145,13 @@ _DEFAULT = Profile(
     size="default",
     tokenizer="bpe:1024",
     model="nano",
-    pretrain_steps=200,
-    finetune_steps=1500,
+    pretrain_steps=400,
+    finetune_steps=1400,
     batch_size=16,
     eval_questions=100,
-    pretrain_minutes=1.5,
-    finetune_minutes=6.25,
-    finetune_lr_scale=0.7,
+    pretrain_minutes=2.5,
+    finetune_minutes=5.25,
+    finetune_lr_scale=0.5,
 )
 
 PROFILES: dict[str, Profile] = {

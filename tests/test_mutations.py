@@ -125,6 +125,13 @@ MUTATIONS = [
     ),
     mutation("forgets-the-token-before", "model", "if last is None else last", "if True else last", PIECES),
     mutation("smears-padding", "model", "<= cache.start[:, None]", "< cache.start[:, None]", PADDED),
+    mutation(
+        "begins-without-looking-back",
+        "model",
+        "k[self.copying] = q[self.copying]",
+        "k[self.copying] = -q[self.copying]",
+        "model::test_smeared_heads_copy_before_anything_is_learned",
+    ),
     # the target shift
     mutation(
         "targets-are-the-inputs",

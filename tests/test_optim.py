@@ -201,8 +201,8 @@ def test_a_scale_multiplies_every_learning_rate(arch):
 def test_matrices_of_the_blocks_have_one_rate_and_all_else_another(arch):
     model = small_model(arch)
     rates = {id(p): group["lr"] for group in make_optimizers(model).groups() for p in group["params"]}
-    assert rates[id(model.wte.weight)] == optim.LEARNING_RATES[model.config.arch][1]
-    assert rates[id(model.h[0].mlp.c_fc.weight)] == optim.LEARNING_RATES[model.config.arch][0]
+    assert rates[id(model.wte.weight)] == optim.RATES[model.config.arch][1]
+    assert rates[id(model.h[0].mlp.c_fc.weight)] == optim.RATES[model.config.arch][0]
 
 
 @both

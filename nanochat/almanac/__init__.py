@@ -46,9 +46,9 @@ SIZES = {
     "full": Size("full", False, None, 14_000_000, 100_000, 1_200),
 }
 # Per cent of the conversations
-_TRAIN = {"facts": 34, "reading": 27, "short": 6, "smalltalk": 23, "repeated": 4, "stories": 0.5, "unknown": 5.5}
+_TRAIN = {"facts": 34, "reading": 29, "short": 5, "smalltalk": 24, "repeated": 2, "stories": 0.5, "unknown": 5.5}
 # Per cent of the bytes. "talked" (facts, small talk, unknown), "read" and "requested" (stories) are in chat form.
-_PRETRAIN = {"told": 16, "passages": 2, "stories": 4, "talked": 28, "read": 36, "repeated": 12, "requested": 2}
+_PRETRAIN = {"told": 17, "passages": 2, "stories": 4, "talked": 31, "read": 41, "repeated": 3, "requested": 2}
 
 
 def _size(name: str) -> Size:

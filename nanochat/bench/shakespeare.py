@@ -41,12 +41,12 @@ class Recipe:
     """
 
     tokenizer: str = "bpe:1024"
-    model: str = "nano-long"
+    model: str = "nano"
     dropout: float = 0.0
     batch_size: int = 16
-    steps: int = 400
-    eval_every: int = 25
-    lr_scale: float = 0.6
+    steps: int = 450
+    eval_every: int = 50
+    lr_scale: float = 0.5
     decay_from: float = 0.3
     seed: int = 1337
     compile: bool = True
@@ -61,7 +61,7 @@ class Recipe:
 
 RECIPE = Recipe()
 # For what the original has after 300 steps: a few small, large-footed steps, over before a compiler would have begun to pay
-SPRINT = Recipe(batch_size=8, steps=90, eval_every=90, lr_scale=1.0, compile=False)
+SPRINT = Recipe(batch_size=8, steps=55, eval_every=55, lr_scale=1.0, compile=False)
 
 
 @dataclass(frozen=True)
