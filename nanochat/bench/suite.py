@@ -19,13 +19,13 @@ Say = Callable[[str], None]
 
 # Each group, how many seconds it takes on two cores, and what it does with the device and the seconds that are left
 GROUPS: dict[str, tuple[float, Callable[[torch.device, float, Say], list[Row]]]] = {
-    "training": (120, lambda device, left, say: training.rows(device)),
+    "training": (100, lambda device, left, say: training.rows(device)),
     "generation": (30, lambda device, left, say: generating.rows(device)),
     "tokenization": (15, lambda device, left, say: texts.tokenization()),
     "preparation": (60, lambda device, left, say: texts.preparation()),
     "memory": (15, lambda device, left, say: step_memory.rows()),
-    "evaluation": (40, lambda device, left, say: shakespeare.evaluation()),
-    "shakespeare": (150, lambda device, left, say: shakespeare.rows(left, say)),
+    "evaluation": (60, lambda device, left, say: shakespeare.evaluation()),
+    "shakespeare": (380, lambda device, left, say: shakespeare.rows(left, say)),
 }
 
 
