@@ -170,7 +170,8 @@ def make_optimizers(
         else:
             others.append(p)
     adamw = torch.optim.AdamW(others, lr=rest_lr * scale, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True)
-    return Optimizers([Muon(matrices, matrix_lr * scale, momentum, weight_decay, dtype), adamw])
+    muon = Muon(matrices, lr=matrix_lr * scale, momentum=momentum, weight_decay=weight_decay, dtype=dtype)
+    return Optimizers([muon, adamw])
 
 
 def schedule(step: int, steps: int, warmup: int = 0, decay_from: float = 0.4) -> float:

@@ -199,17 +199,17 @@ def _publish(
     with (
         atomic_write(folder / "qa_train.bin") as train,
         atomic_write(folder / "qa_val.bin") as val,
-        atomic_write(folder / "qa_val.jsonl", "w") as records,
+        atomic_write(folder / "qa_val.jsonl") as records,
     ):
         for_loss = _for_loss(kept, held_out).tolist()
         for each, is_val, is_loss in zip(kept, held_out.tolist(), for_loss, strict=True):
             ids = np.frombuffer(waiting.read(each.n_ids * dtype.itemsize), dtype)
-            record = waiting.read(each.n_record).decode()
+            record = waiting.read(each.n_record)
             fingerprint.update(bytes([is_val]) + ids.tobytes())
             if is_val:
                 if each.split == "train":
-                    record = json.dumps({**json.loads(record), "split": "val"})
-                records.write(record + "\n")
+                    record = json.dumps({**json.loads(record), "split": "val"}).encode()
+                records.write(record + b"\n")
                 if not is_loss:
                     continue
             (val if is_val else train).write(ids.tobytes())

@@ -66,7 +66,7 @@ def family_passage(family: Section, rng: random.Random, held_out: bool) -> Passa
         before = tag == "P" or (optional and (len(told) < 2 or rng.random() < _TELL_OPTIONAL))
         if before:
             told.append(rng.choice(text.split(" | ")))
-    known = frozenset().union(*map(_slots, told))
+    known = set().union(*map(_slots, told))
     answerable, unanswerable = [], []
     for tag, text in family.lines:
         if tag in "POC":

@@ -24,7 +24,7 @@ GROUPS: dict[str, tuple[float, Callable[[torch.device, float, Say], list[Row]]]]
     "tokenization": (15, lambda device, left, say: texts.tokenization()),
     "preparation": (60, lambda device, left, say: texts.preparation()),
     "memory": (15, lambda device, left, say: step_memory.rows()),
-    "evaluation": (60, lambda device, left, say: shakespeare.evaluation()),
+    "evaluation": (40, lambda device, left, say: shakespeare.evaluation()),
     "shakespeare": (380, lambda device, left, say: shakespeare.rows(left, say)),
 }
 
