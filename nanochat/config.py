@@ -54,7 +54,7 @@ class ModelConfig:
 
     `arch="gpt2"` is GPT-2 exactly (learned positions, LayerNorm, GELU, biases); `arch="modern"` has rotary positions,
     RMSNorm, QK-norm, squared ReLU and no biases. The head is the embedding table in both. With `smear` (modern only) heads
-    may also look for the token before a position.
+    may also look for the token before a position, with `value_residual` (modern only) hand on values of the first layer.
     """
 
     vocab_size: int
@@ -65,6 +65,7 @@ class ModelConfig:
     arch: str = "modern"
     dropout: float = 0.0
     smear: bool = False
+    value_residual: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
@@ -75,18 +76,19 @@ class ModelConfig:
             raise UserError(f"n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
         if self.arch == "modern" and (self.n_embd // self.n_head) % 2:
             raise UserError("rotary positions need an even head size: choose n_embd / n_head even")
-        if self.smear and self.arch != "modern":
-            raise UserError("smear is a part of arch 'modern'; GPT-2's published weights have none")
+        for name in ("smear", "value_residual"):
+            if getattr(self, name) and self.arch != "modern":
+                raise UserError(f"{name} is a part of arch 'modern'; GPT-2's published weights have none")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
 
 
 _GPT2 = {"arch": "gpt2", "vocab_size": 50257}
-_NANO = {"arch": "modern", "block_size": 256, "n_layer": 4, "smear": True}
+_NANO = {"arch": "modern", "block_size": 256, "smear": True, "value_residual": True}
 
 MODEL_PRESETS: dict[str, dict[str, Any]] = {
-    "nano": {**_NANO, "n_head": 3, "n_embd": 192},
-    "nano-long": {**_NANO, "n_head": 4, "n_embd": 256},
+    "nano": {**_NANO, "n_layer": 3, "n_head": 2, "n_embd": 128},
+    "nano-long": {**_NANO, "n_layer": 4, "n_head": 3, "n_embd": 192},
     "very_small_for_test": {**_GPT2, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 32},
     "nanoGPT": {**_GPT2, "block_size": 128, "n_layer": 6, "n_head": 6, "n_embd": 384},
     "miniGPT": {**_GPT2, "block_size": 128, "n_layer": 12, "n_head": 8, "n_embd": 512},
@@ -145,12 +147,12 @@ _DEFAULT = Profile(
     size="default",
     tokenizer="bpe:1024",
     model="nano",
-    pretrain_steps=400,
-    finetune_steps=1400,
+    pretrain_steps=500,
+    finetune_steps=3000,
     batch_size=16,
     eval_questions=100,
-    pretrain_minutes=2.5,
-    finetune_minutes=5.25,
+    pretrain_minutes=1.75,
+    finetune_minutes=6.75,
     finetune_lr_scale=0.5,
 )
 

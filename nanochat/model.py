@@ -5,7 +5,9 @@ skeleton and changes what has measured better since: rotary positions (Su et al.
 Sennrich 2019), normalised queries and keys (Henry et al. 2020), squared ReLU (So et al. 2021), no biases, logits capped by
 a tanh (Gemma 2, 2024) and output projections that start at zero, so that each block starts as identity. With `smear` heads
 may look for positions by the token before them, so that one layer suffices to find what followed a word earlier in the text
-(the smeared keys of Olsson et al. 2022, "In-context Learning and Induction Heads").
+(the smeared keys of Olsson et al. 2022, "In-context Learning and Induction Heads"). With `value_residual` a layer may hand
+on, in place of a share of its own values, those of the first layer, in which each token is still plainly itself (Zhou et
+al. 2024, "Value Residual Learning").
 
 Shapes: B rows, T positions, C = n_embd, H heads of D = C / H, V = vocab_size.
 """
@@ -117,8 +119,9 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor] | None,
         first: Tensor | None = None,
         cache: Cache | None = None,
+        residual: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, C) → queries, keys and values, each (B, H, T, D); `first` and `cache` as in `forward`."""
+        """x (B, T, C) → queries, keys and values, each (B, H, T, D); the other arguments as in `forward`."""
         B, T, _ = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.config.n_head, -1).permute(2, 0, 3, 1, 4)
         if self.config.smear:  # before the rotation, which does not commute with a share for each channel
@@ -126,7 +129,15 @@ class Attention(nn.Module):
         if rotary is not None:
             # rotate, then normalise: the rotation keeps lengths, so the order only matters for rounding
             q, k = rms_norm(rotate(q, *rotary)), rms_norm(rotate(k, *rotary))
+        if residual is not None:
+            values, share = residual
+            v = v + share.to(v.dtype) * (values - v)
         return q, k, v
+
+    def values(self, x: Tensor) -> Tensor:
+        """x (B, T, C) → values (B, H, T, D) alone."""
+        B, T, C = x.shape
+        return F.linear(x, self.c_attn.weight[2 * C :]).view(B, T, self.config.n_head, -1).transpose(1, 2)
 
     def _smeared(self, k: Tensor, first: Tensor | None, cache: Cache | None) -> Tensor:
         """Keys k (B, H, T, D), each with a learned share of it replaced by the key before it in the same text."""
@@ -145,13 +156,15 @@ class Attention(nn.Module):
         mask: Tensor | None,
         cache: Cache | None,
         first: Tensor | None = None,
+        residual: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """x (B, T, C) → (B, T, C). `mask` (B, 1, T, T_keys) is True where a query may look; None means plainly causal.
 
-        `first` (B, T) is True where a text begins; None means only at the start of the row.
+        `first` (B, T) is True where a text begins; None means only at the start of the row. `residual` are the values of
+        the first layer (B, H, T, D), and the share of them to be taken here.
         """
         B, T, C = x.shape
-        q, k, v = self.heads(x, rotary, first, cache)
+        q, k, v = self.heads(x, rotary, first, cache, residual)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         y = attend(q, k, v, mask, self.config.dropout if self.training else 0.0)
@@ -194,9 +207,10 @@ class Block(nn.Module):
         mask: Tensor | None,
         cache: Cache | None,
         first: Tensor | None = None,
+        residual: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """x (B, T, C) → (B, T, C)."""
-        x = x + self.drop(self.attn(self.ln_1(x), rotary, mask, cache, first))
+        x = x + self.drop(self.attn(self.ln_1(x), rotary, mask, cache, first, residual))
         return x + self.drop(self.mlp(self.ln_2(x)))
 
 
@@ -230,6 +244,8 @@ class GPT(nn.Module):
             cos, sin = rotary_table(config.block_size, config.n_embd // config.n_head)
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
+        if config.value_residual:
+            self.value_shares = nn.Parameter(torch.zeros(config.n_layer))  # the first stands for nothing
         # tied in both: copying a word from the text needs no map from each token's embedding to its row of the head
         self.lm_head.weight = self.wte.weight
         self._init_weights()
@@ -309,8 +325,15 @@ class GPT(nn.Module):
             rotary = self.cos[seen : seen + T], self.sin[seen : seen + T]
         mask = self._mask(T, docs, cache, idx.device)
         first = self._first(T, docs, cache, idx.device) if self.config.smear else None
-        for block in self.h:
-            x = block(x, rotary, mask, cache, first)
+        residual = None
+        if self.config.value_residual:
+            # Beforehand, although the first layer will make the same: so all blocks are called alike and torch.compile
+            # compiles one, not two (some 15 s), for one product of 37 in a model of three layers
+            values = self.h[0].attn.values(self.h[0].ln_1(x))
+        for layer, block in enumerate(self.h):
+            if self.config.value_residual:
+                residual = values, self.value_shares[layer]
+            x = block(x, rotary, mask, cache, first, residual)
         if cache is not None:
             cache.length += T
         return self.ln_f(x)

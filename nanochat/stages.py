@@ -36,6 +36,9 @@ def val_batches(settings: TrainSettings) -> int:
     return max(1, round(_EVAL_SHARE * settings.interval))
 
 
+# Of Muon's matrices. Validation loss of finetuning without: 0.112, with: 0.103, with 0.5: 0.173 (4 x 192, 693 steps)
+_WEIGHT_DECAY = 0.1
+
 # torch.compile costs 10-40 s on two cores and then saves some 0.1 s a step
 _COMPILE_FROM, _COMPILE_FROM_MINUTES = 200, 1.5
 
@@ -74,6 +77,7 @@ def _settings(
         tokens=tokens or 0,
         minutes=minutes or 0.0,
         seed=1337 if seed is None else seed,
+        weight_decay=_WEIGHT_DECAY,
     )
     worth_it = settings.steps >= _COMPILE_FROM and (settings.minutes or math.inf) >= _COMPILE_FROM_MINUTES
     return replace(settings, compile=worth_it)

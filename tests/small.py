@@ -14,15 +14,15 @@ from nanochat.config import ModelConfig
 from nanochat.model import GPT
 from nanochat.trainer import StepReport, Task
 
-ARCHS = ("gpt2", "modern", "smeared")
+ARCHS = ("gpt2", "modern", "nano")
 VOCAB, BLOCK = 61, 32
 
 
 def small_config(arch: str = "modern", **changes: Any) -> ModelConfig:
-    """`arch` is one of ARCHS: "smeared" is the modern one with smear."""
+    """`arch` is one of ARCHS: "nano" is the modern one with all its parts."""
     shape = {"vocab_size": VOCAB, "block_size": BLOCK, "n_layer": 2, "n_head": 2, "n_embd": 32, "arch": arch}
-    if arch == "smeared":
-        shape |= {"arch": "modern", "smear": True}
+    if arch == "nano":
+        shape |= {"arch": "modern", "smear": True, "value_residual": True}
     return ModelConfig(**{**shape, **changes})
 
 

@@ -38,7 +38,8 @@ def test_our_preset_takes_its_vocabulary_from_the_tokenizer():
 
 
 def test_overrides_win_over_the_preset():
-    assert model_config("nano", 300, n_layer=1, block_size=16) == ModelConfig(300, 16, 1, 3, 192, smear=True)
+    shape = ModelConfig(300, 16, 1, 2, 128, smear=True, value_residual=True)
+    assert model_config("nano", 300, n_layer=1, block_size=16) == shape
 
 
 def test_a_mistyped_override_is_answered_with_the_nearest_known_one():
@@ -79,7 +80,8 @@ def test_a_shape_of_anything_but_positive_whole_numbers_is_refused_by_name(name,
         ({"arch": "gpt3"}, "did you mean 'gpt2'"),
         ({"n_head": 3}, "multiple of n_head"),
         ({"n_head": 32, "arch": "modern"}, "even head size"),
-        ({"arch": "gpt2", "smear": True}, "part of arch 'modern'"),
+        ({"arch": "gpt2", "smear": True}, "smear is a part of arch 'modern'"),
+        ({"arch": "gpt2", "value_residual": True}, "value_residual is a part of arch 'modern'"),
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": -0.1}, "dropout"),
         ({"dropout": float("nan")}, "dropout"),

@@ -123,6 +123,13 @@ MUTATIONS = [
         "F.pad(docs[:, 1:] != docs[:, 1:]",
         ALONE,
     ),
+    mutation(
+        "no-values-of-the-first-layer",
+        "model",
+        "share.to(v.dtype) * (values - v)",
+        "share.to(v.dtype) * (v - v)",
+        "model::test_the_modern_architecture_equals_a_reference_written_out_by_hand",
+    ),
     mutation("forgets-the-token-before", "model", "if last is None else last", "if True else last", PIECES),
     mutation("smears-padding", "model", "<= cache.start[:, None]", "< cache.start[:, None]", PADDED),
     mutation(

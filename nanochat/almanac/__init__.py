@@ -38,15 +38,16 @@ class Size:
     pretrain_bytes: int
     conversations: int  # in the split "train"
     held_out: int  # in each held-out split
+    facts: float  # weight of facts in the split "train", beside those of _TRAIN
 
 
 SIZES = {
-    "smoke": Size("smoke", True, 2, 60_000, 300, 24),
-    "default": Size("default", True, None, 5_000_000, 50_000, 400),
-    "full": Size("full", False, None, 14_000_000, 100_000, 1_200),
+    "smoke": Size("smoke", True, 2, 60_000, 300, 24, 34),
+    "default": Size("default", True, None, 5_000_000, 50_000, 400, 34),
+    "full": Size("full", False, None, 14_000_000, 200_000, 1_200, 55),
 }
-# Per cent of the conversations
-_TRAIN = {"facts": 34, "reading": 29, "short": 5, "smalltalk": 24, "repeated": 2, "stories": 0.5, "unknown": 5.5}
+# How often each skill comes among the conversations, beside facts
+_TRAIN = {"reading": 29, "short": 5, "smalltalk": 24, "repeated": 2, "stories": 0.5, "unknown": 5.5}
 # Per cent of the bytes. "talked" (facts, small talk, unknown), "read" and "requested" (stories) are in chat form.
 _PRETRAIN = {"told": 17, "passages": 2, "stories": 4, "talked": 31, "read": 41, "repeated": 3, "requested": 2}
 
@@ -132,7 +133,9 @@ def conversations(size: str = "default", seed: int = 0) -> Iterator[Conversation
     others = _mixed({before["facts"]: 40, before["smalltalk"]: 45, before["unknown"]: 15}, rng("others"))
     for name in ("facts", "smalltalk", "unknown"):
         skills[name] = _after_others(skills[name], others, rng(f"after others {name}"))
-    order = [name for name, share in _TRAIN.items() for _ in range(int(chosen.conversations * share / 100))]
+    weights = {"facts": chosen.facts, **_TRAIN}
+    each = chosen.conversations / sum(weights.values())
+    order = [name for name, weight in weights.items() for _ in range(int(each * weight))]
     rng("order").shuffle(order)
     apart = max(8, round(VAL_SHARE * len(order)))
     for number, name in enumerate(order + order[:apart]):

@@ -89,17 +89,22 @@ def _ends(rng: random.Random, held_out: bool) -> Values:
     return {"text": " ".join(words), "first": words[0], "last": words[-1]}
 
 
+def _counted(start: int, stop: int, rng: random.Random) -> Values:
+    """In two of five the ends are asked for in words, as people do ("Count to five.")."""
+    said = number_word if rng.random() < 0.4 else str
+    return {"a": said(start), "b": said(stop), "numbers": ", ".join(map(str, range(start, stop + 1)))}
+
+
 def _count(rng: random.Random, held_out: bool) -> Values:
     while True:
         start = rng.randint(1, 20)
         stop = start + rng.randint(2, 9)
         if held_out_argument(start, stop) == held_out:
-            return {"a": str(start), "b": str(stop), "numbers": ", ".join(map(str, range(start, stop + 1)))}
+            return _counted(start, stop, rng)
 
 
 def _count_to(rng: random.Random, held_out: bool) -> Values:
-    stop = rng.randint(2, 25)
-    return {"b": str(stop), "numbers": ", ".join(map(str, range(1, stop + 1)))}
+    return _counted(1, rng.randint(2, 25), rng)
 
 
 def numbered(items: Sequence[str]) -> str:

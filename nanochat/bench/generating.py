@@ -43,7 +43,7 @@ def rows(device: torch.device, contexts: Sequence[int] = CONTEXTS, new: int = 32
     """The default's shape with room for the longest context; weights do not matter for the time."""
     torch.manual_seed(0)
     far = contexts[-1]
-    model = GPT(model_config("nano", 1024, block_size=2 * far)).to(device).eval()
+    model = GPT(model_config("nano-long", 1024, block_size=2 * far)).to(device).eval()
     found: list[Row] = []
     for context in contexts:
         prompt = _prompt(context - new)
@@ -57,7 +57,7 @@ def rows(device: torch.device, contexts: Sequence[int] = CONTEXTS, new: int = 32
         found.append(
             measured(
                 GROUP, f"cache against no cache, up to {context} tokens", ratio(seconds["uncached"], seconds["cached"]),
-                "x", f"{new} new tokens, reading the prompt included, {rounds} rounds in turns; nano's shape in float32",
+                "x", f"{new} new tokens, reading the prompt included, {rounds} rounds in turns; nano-long in float32",
                 target=5.0 if context == far else None,
             )
         )  # fmt: skip

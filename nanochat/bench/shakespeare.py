@@ -41,7 +41,7 @@ class Recipe:
     """
 
     tokenizer: str = "bpe:1024"
-    model: str = "nano"
+    model: str = "nano-long"
     dropout: float = 0.0
     batch_size: int = 16
     steps: int = 450

@@ -30,7 +30,7 @@ class Shape:
 
 
 SHAPES = (
-    Shape("nano 16 x 256", model_config("nano", 1024), 16),
+    Shape("nano-long 16 x 256", model_config("nano-long", 1024), 16),
     Shape("nanoGPT with 50,257 ids 8 x 128", model_config("nanoGPT"), 8),
 )
 
