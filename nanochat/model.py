@@ -325,14 +325,11 @@ class GPT(nn.Module):
             rotary = self.cos[seen : seen + T], self.sin[seen : seen + T]
         mask = self._mask(T, docs, cache, idx.device)
         first = self._first(T, docs, cache, idx.device) if self.config.smear else None
-        residual = None
-        if self.config.value_residual:
-            # Beforehand, although the first layer will make the same: so all blocks are called alike and torch.compile
-            # compiles one, not two. The price is one product of 37 in a model of three layers
-            values = self.h[0].attn.values(self.h[0].ln_1(x))
+        # Beforehand, although the first layer will make the same: so all blocks are called alike and torch.compile
+        # compiles one, not two. The price is one product of 37 in a model of three layers
+        values = self.h[0].attn.values(self.h[0].ln_1(x)) if self.config.value_residual else None
         for layer, block in enumerate(self.h):
-            if self.config.value_residual:
-                residual = values, self.value_shares[layer]
+            residual = None if values is None else (values, self.value_shares[layer])
             x = block(x, rotary, mask, cache, first, residual)
         if cache is not None:
             cache.length += T

@@ -397,10 +397,10 @@ def modern_reference(weights: dict[str, Tensor], x: Tensor, n_layer: int, n_head
         return turned
 
     hidden = norm(weights["wte.weight"][x])
+    of_first = (norm(hidden) @ weights["h.0.attn.c_attn.weight"].T).chunk(3, dim=1)[2]
     for layer in range(n_layer):
         q, k, v = (norm(hidden) @ weights[f"h.{layer}.attn.c_attn.weight"].T).chunk(3, dim=1)
         if (shares := weights.get("value_shares")) is not None:
-            of_first = (norm(norm(weights["wte.weight"][x])) @ weights["h.0.attn.c_attn.weight"].T).chunk(3, dim=1)[2]
             v = (1 - shares[layer]) * v + shares[layer] * of_first
         heads = []
         for q_h, k_h, v_h in zip(q.chunk(n_head, 1), k.chunk(n_head, 1), v.chunk(n_head, 1), strict=True):

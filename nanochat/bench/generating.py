@@ -40,7 +40,7 @@ def _pull(tokens: Iterator[int], count: int) -> Callable[[], object]:
 
 
 def rows(device: torch.device, contexts: Sequence[int] = CONTEXTS, new: int = 32, rounds: int = 3) -> list[Row]:
-    """The default's shape with room for the longest context; weights do not matter for the time."""
+    """`nano-long` with room for the longest context; weights do not matter for the time."""
     torch.manual_seed(0)
     far = contexts[-1]
     model = GPT(model_config("nano-long", 1024, block_size=2 * far)).to(device).eval()
