@@ -12,7 +12,7 @@ ASKED = ("space", "body", "units", "shapes", "colours", "calendar", "geography",
 COLUMNS = {
     "countries": "name the capital continent language currency core",
     "elements": "name symbol number state core",
-    "planets": "name order kind moons fact core",
+    "planets": "name order kind moons fact also noun core",
     "animals": "name plural sound young kind legs home food core",
     "opposites": "word opposite pos core",
     "books": "title author kind core",

@@ -9,41 +9,32 @@ from ..qa import Conversation, Turn
 from .grammar import uncapitalised
 
 _LEADS = (
-    "Hey, {}",
-    "Hello, {}",
-    "Hi! {}",
-    "Please, {}",
-    "Question: {}",
-    "Quick question: {}",
-    "I have a question. {}",
-    "Tell me: {}",
-    "Tell me, {}",
-    "Now, {}",
-    "So, {}",
-    "OK, {}",
-    "One more question: {}",
-    "I want to know: {}",
-    "Can you help me? {}",
-    "{} Do you know?",
-    "{} Please tell me.",
-    "{} Thanks.",
-)
+    "Hey, {}", "Hello, {}", "Hi! {}", "Hi there! {}", "Good morning. {}", "Nanochat, {}", "Excuse me, {}", "Please, {}",
+    "Question: {}", "Quick question: {}", "A quick one: {}", "Next question: {}", "Another question: {}",
+    "One more question: {}", "I have a question. {}", "Here is one for you: {}", "Try this one: {}", "Answer this: {}",
+    "Tell me: {}", "Tell me, {}", "Just tell me: {}", "Remind me: {}", "Now, {}", "So, {}", "OK, {}", "Well, {}",
+    "Listen, {}", "I want to know: {}", "I need to know: {}", "I was wondering: {}", "I am curious. {}", "I forgot. {}",
+    "I am not sure. {}", "Can you help me? {}", "Help me, please. {}", "My son wants to know: {}", "A friend asked me: {}",
+    "For school: {}", "Quiz time! {}", "Thanks! {}", "Great. {}", "{} Do you know?", "{} Do you know that?",
+    "{} Please tell me.", "{} Please answer.", "{} Thanks.", "{} Thank you!", "{} I forgot.",
+    "{} Any idea?", "{} It is for school.",
+)  # fmt: skip
 _PLAIN = re.compile(r"\b[a-z]{4,}\b")
 
 
 def dressed(question: str, rng: random.Random, keep: str = "") -> str:
-    """`question` as somebody may type it: three in four as it is, the others with a lead-in, in lower case, without
+    """`question` as somebody may type it: six in ten as it is, the others with a lead-in, in lower case, without
     its question mark or with one slip in a word that does not occur in `keep`. What has neither letters nor digits stays
     as it is."""
     plain = question
-    if (roll := rng.random()) < 0.12:
+    if (roll := rng.random()) < 0.15:
         lead = rng.choice(_LEADS)
         question = lead.format(uncapitalised(question) if lead.endswith(", {}") else question)
-    elif roll < 0.17:
+    elif roll < 0.21:
         question = slipped(question, rng, keep)
-    if rng.random() < 0.10:
+    if rng.random() < 0.15:
         question = question.lower()
-    if rng.random() < 0.10:
+    if rng.random() < 0.15:
         question = question.rstrip("?.")
     return question if any(map(str.isalnum, plain)) else plain
 

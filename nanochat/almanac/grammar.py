@@ -23,6 +23,7 @@ _GAP = re.compile(r"\{(?:(\w+) )?([\w.]+)\}")
 _START = re.compile(r"(?:^|(?<=[^A-Z][.!?] ))([\"']?)([a-z])")
 _STOPS = re.compile(r"(?<!\.)\.\.(?!\.)")
 _BASES = {"invented": "invent", "discovered": "discover", "built": "build", "developed": "develop"}
+_AGENTS = {"invented": "inventor", "discovered": "discoverer", "built": "builder", "developed": "developer"}
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ FILTERS: dict[str, Callable[[Values, str], str]] = {
     "s": lambda values, key: possessive(values[key]),
     "was": _was,
     "base": lambda values, key: _BASES[values[key]],
+    "agent": lambda values, key: _AGENTS[values[key]],
     "low": _low,
     "word": lambda values, key: number_word(int(values[key])),
     "count": _count,
