@@ -19,13 +19,17 @@ _LEADS = (
     "{} Please tell me.", "{} Please answer.", "{} Thanks.", "{} Thank you!", "{} I forgot.",
     "{} Any idea?", "{} It is for school.",
 )  # fmt: skip
+_SPELLED = {
+    "colour": "color", "colours": "colors", "grey": "gray", "centre": "center", "metre": "meter", "metres": "meters",
+}  # fmt: skip
+_AMERICAN = re.compile(rf"\b(?:{'|'.join(_SPELLED)})\b", re.IGNORECASE)
 _PLAIN = re.compile(r"\b[a-z]{4,}\b")
 
 
 def dressed(question: str, rng: random.Random, keep: str = "") -> str:
-    """`question` as somebody may type it: six in ten as it is, the others with a lead-in, in lower case, without
-    its question mark or with one slip in a word that does not occur in `keep`. What has neither letters nor digits stays
-    as it is."""
+    """`question` as somebody may type it: half of the time as it is, else with a lead-in, in lower case, without its
+    question mark, in American spelling or with one slip in a word that does not occur in `keep`. What has neither letters
+    nor digits stays as it is."""
     plain = question
     if (roll := rng.random()) < 0.15:
         lead = rng.choice(_LEADS)
@@ -33,8 +37,10 @@ def dressed(question: str, rng: random.Random, keep: str = "") -> str:
     elif roll < 0.21:
         question = slipped(question, rng, keep)
     if rng.random() < 0.15:
+        question = _AMERICAN.sub(lambda match: _SPELLED[match[0].lower()], question)
+    if rng.random() < 0.22:
         question = question.lower()
-    if rng.random() < 0.15:
+    if rng.random() < 0.18:
         question = question.rstrip("?.")
     return question if any(map(str.isalnum, plain)) else plain
 

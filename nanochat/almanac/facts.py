@@ -14,13 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from .grammar import Deck, Section, Values, fill, gaps, sections, sentence
+from .grammar import Deck, Section, Values, fill, gaps, section, sections, sentence
 from .numbers import COMPUTED, computed
 from .tables import table
 
 HELD_OUT_PERCENT = 8  # of the groups: told in pretraining, asked nowhere but in the test
 SINGLES = ("space", "body", "units", "shapes", "colours", "calendar", "geography", "food", "general")
 ALWAYS = ("France", "1984", "planet_count", "light_speed")  # what every size must know and ask
+_PEOPLE = (("people", "name"), ("books", "author"), ("inventions", "person"))
+# as people are called: da Vinci and van Gogh, but Beethoven
+_SURNAME = re.compile(r"(?!the |.* (?:the|of|and) ).+? ((?:(?:da|di|du|Le|van(?= Gogh)) )*[A-Z][^ ]*[a-z])")
 _QUOTES = ("'", '"', "'", '"', "")
 _NOUN_FRAMES = (
     "What is {}?",
@@ -115,8 +118,20 @@ def rows(name: str) -> tuple[dict[str, str], ...]:
     return computed(name) if name in COMPUTED else table(name)
 
 
+@cache
+def _surnames() -> dict[str, str]:
+    """The surname of everybody who is the only one to bear it: "Einstein" for "Albert Einstein", "van Gogh"."""
+    names = {row[column] for name, column in _PEOPLE for row in rows(name)}
+    found = {name: match[1] for name in names if (match := _SURNAME.fullmatch(name))}
+    borne = Counter(found.values())
+    return {name: last for name, last in found.items() if borne[last] == 1 and last not in names}
+
+
 def _chosen(name: str, core_only: bool, limit: int | None) -> list[dict[str, str]]:
     found = [row for row in rows(name) if row["core"] == "1" or not core_only]
+    for table_name, column in _PEOPLE:
+        if name == table_name:
+            found = [{**row, "last": _surnames().get(row[column], "")} for row in found]
     return [row for at, row in enumerate(found) if limit is None or at < limit or _needed(row)]
 
 
@@ -159,13 +174,14 @@ def select(core_only: bool, limit: int | None) -> tuple[Fact, ...]:
 
 
 def _single(name: str, row: Values) -> Fact:
-    """A fact that stands alone: the shape of its question says how else it may be told and asked."""
+    """A fact that stands alone: the shape of its question says how else it may be told and asked, asked.txt how besides."""
     *shapes, any_shape = sections("singles")
     for shape in shapes:
         if shape.head == f"={row['id']}" or (match := re.fullmatch(shape.head, row["question"])):
             break
     found = {} if shape.head.startswith("=") else {key: text or "" for key, text in match.groupdict().items()}
-    lines = (("A", "{statement}"), *shape.lines, *any_shape.lines)
+    asked = tuple(("Q", text) for text in section("asked", name)[row["id"]])
+    lines = (("A", "{statement}"), *shape.lines, *any_shape.lines, *asked)
     return Fact(
         Section(f"{name}:{shape.name}", "", lines), {**row, **found}, ("id",), "answer", f"{name} {row['id']}", True
     )

@@ -39,8 +39,10 @@ def _animal(rng: random.Random, held_out: bool) -> Values:
 
 
 def _person(rng: random.Random, held_out: bool) -> Values:
-    name = f"{composed(rng, held_out)} {composed(rng, held_out, ('son', 'man', 'ski', 'berg', 'etti', 'ov', ''))}"
-    return {"name": name, "author": name, "pronoun": rng.choice(("he", "she")), "person": name, "verb": "invented"}
+    last = composed(rng, held_out, ("son", "man", "ski", "berg", "etti", "ov", ""))
+    name = f"{composed(rng, held_out)} {last}"
+    who = dict.fromkeys(("name", "author", "person"), name)
+    return {**who, "last": last, "pronoun": rng.choice(("he", "she")), "verb": "invented"}
 
 
 def _book(rng: random.Random, held_out: bool) -> Values:
