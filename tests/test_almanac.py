@@ -351,6 +351,31 @@ def test_gaps_are_filled_and_sentences_begin_with_capitals():
         grammar.fill("{nothing}", values)
 
 
+def test_other_ways_to_ask_belong_to_facts_that_there_are_and_are_asked():
+    told_alone = {f"{name} {row['id']}" for name in facts.SINGLES for row in facts.rows(name)}
+    asked = {f"{each.name} {id}": each[id] for each in grammar.sections("asked") for id, _ in each.lines}
+    assert asked.keys() <= told_alone
+    core = {fact.group: fact for fact in facts.select(core_only=True, limit=None) if fact.group in told_alone}
+    assert core and all(len(asked[group]) >= 2 for group in core)
+    fact = core["colours sky"]
+    assert {*asked[fact.group]} <= {fact.question(random.Random(seed)) for seed in range(400)}
+
+
+def test_a_surname_is_asked_about_where_it_means_one_person():
+    surnames = {fact.values.get("last") for fact in told("full")}
+    assert {"Einstein", "Beethoven", "van Gogh", "da Vinci"} <= surnames
+    assert not {"Bronte", "Great", "Homer"} & surnames  # several, a byname, all the name there is
+    einstein = next(fact for fact in told("full") if fact.values.get("name") == "Albert Einstein")
+    assert "Who was Einstein?" in {einstein.question(random.Random(seed)) for seed in range(400)}
+
+
+def test_questions_come_in_american_spelling_too():
+    rng = random.Random(3)
+    found = {asking.dressed("What colour do grey and white make?", rng) for _ in range(300)}
+    assert "What color do gray and white make?" in found
+    assert not any("color" in each and "grey" in each for each in found)
+
+
 def test_a_slip_of_the_finger_spares_the_names():
     rng = random.Random(0)
     for _ in range(200):
