@@ -139,7 +139,7 @@ _INSTRUCTIONS = {
 # is the worst start of a chat), in the test where an instruction can be about much
 _TRAINED = {
     "repeat": 4, "backwards": 12, "count": 4, "count_to": 2, "list": 6, "name": 2, "first": 3, "last": 3, "bigger": 7,
-    "hello": 4, "goodbye": 2, "thanks": 2, "well": 2, "praise": 2, "insult": 2, "no": 2,
+    "hello": 4, "who": 3, "able": 2, "made": 2, "goodbye": 2, "thanks": 2, "well": 2, "praise": 3, "insult": 2, "no": 3,
 }  # fmt: skip
 _TESTED = {
     "repeat": 5, "backwards": 7, "count": 5, "count_to": 2, "list": 7, "name": 2, "first": 2, "last": 2, "bigger": 4,
@@ -174,7 +174,7 @@ def spoken(template: str, rng: random.Random) -> str:
     elif roll < 0.5 and text[:1].isalpha():
         begun = text if re.match(r"I\b", text) else text[0].lower() + text[1:]
         text = rng.choice(_OPENED).format(begun)
-    if rng.random() < 0.3:
+    if rng.random() < 0.5:
         text = text.lower()
     if rng.random() < 0.2:
         text = text.rstrip(".!?") or text
@@ -225,9 +225,9 @@ def talk(rng: random.Random, split: str, prefix: str) -> Iterator[Conversation]:
             template = not_held_out(changed, template, intent)
         question = sentence(template, values) if make else template
         answer = fill(intent["A"][0], values)
-        if not held_out and not make and rng.random() < 0.1:
+        if not held_out and not make and rng.random() < 0.2:
             question = not_held_out(dressed(question, rng), question, intent)
-        elif not held_out and make and rng.random() < 0.1:
+        elif not held_out and make and rng.random() < 0.25:
             question = question[0].lower() + question[1:]
         bare = answer.rstrip(".")
         answers = (answer, bare) if make and bare != answer else (answer,)
