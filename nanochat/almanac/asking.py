@@ -23,19 +23,25 @@ _SPELLED = {
     "colour": "color", "colours": "colors", "grey": "gray", "centre": "center", "metre": "meter", "metres": "meters",
 }  # fmt: skip
 _AMERICAN = re.compile(rf"\b(?:{'|'.join(_SPELLED)})\b", re.IGNORECASE)
+_SMALL = frozenset({
+    "the", "a", "an", "is", "are", "was", "do", "does", "did", "of", "in", "to", "on", "me", "you", "can", "could", "please",
+    "it", "that", "there",
+})  # fmt: skip
 _PLAIN = re.compile(r"\b[a-z]{4,}\b")
 
 
 def dressed(question: str, rng: random.Random, keep: str = "") -> str:
-    """`question` as somebody may type it: half of the time as it is, else with a lead-in, in lower case, without its
-    question mark, in American spelling or with one slip in a word that does not occur in `keep`. What has neither letters
-    nor digits stays as it is."""
+    """`question` as somebody may type it: two times in five as it is, else with a lead-in, in lower case, without its
+    question mark, in American spelling, without some small words or with one slip; the words of `keep` stay. What has
+    neither letters nor digits stays as it is."""
     plain = question
     if (roll := rng.random()) < 0.15:
         lead = rng.choice(_LEADS)
         question = lead.format(uncapitalised(question) if lead.endswith(", {}") else question)
     elif roll < 0.21:
         question = slipped(question, rng, keep)
+    elif roll < 0.33:
+        question = hurried(question, rng, keep)
     if rng.random() < 0.15:
         question = _AMERICAN.sub(lambda match: _SPELLED[match[0].lower()], question)
     if rng.random() < 0.22:
@@ -43,6 +49,16 @@ def dressed(question: str, rng: random.Random, keep: str = "") -> str:
     if rng.random() < 0.18:
         question = question.rstrip("?.")
     return question if any(map(str.isalnum, plain)) else plain
+
+
+def hurried(text: str, rng: random.Random, keep: str = "") -> str:
+    """`text` without half of its small words, but for those of `keep`: "What capital France?" Short texts stay whole."""
+    words, kept = text.split(" "), set(re.findall(r"\w+", keep.casefold()))
+    small = [word.casefold() in _SMALL - kept for word in words]
+    if len(words) < 4 or all(small):
+        return text
+    left = [word for word, may_go in zip(words, small, strict=True) if not may_go or rng.random() < 0.5]
+    return left[0][:1].upper() + " ".join(left)[1:] if text[:1].isupper() else " ".join(left)
 
 
 def slipped(text: str, rng: random.Random, keep: str = "") -> str:
