@@ -9,11 +9,12 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 
 from ..qa import IDK, Conversation
 from .asking import dressed, single
 from .facts import Fact, rows
-from .grammar import Values, section, sentence
+from .grammar import Values, normalised, section, sentence
 from .pools import composed, draw, pool
 from .tables import table
 
@@ -109,6 +110,15 @@ def _changing(rng: random.Random, held_out: bool) -> tuple[str, str]:
     return sentence(rng.choice(section("unknown", name)[tag]), values), values["who"] + values.get("name", "")
 
 
+@cache
+def _reserved() -> frozenset[str]:
+    """Every question about who leads a country that only the test may ask, normalised."""
+    wordings = [each for name in ("president", "leader") for each in section("unknown", name)["T"]]
+    return frozenset(
+        normalised(sentence(each, row)) for row in rows("countries") if row["capital"] for each in wordings
+    )
+
+
 def unanswerable(rng: random.Random, split: str, prefix: str) -> Iterator[Conversation]:
     """Questions to be met with "I don't know.", without end; other names and wordings for the held-out split."""
     held_out = split != "train"
@@ -117,6 +127,8 @@ def unanswerable(rng: random.Random, split: str, prefix: str) -> Iterator[Conver
         make = rng.choice((_made_up, _made_up, _listed, _changing))
         question, keep = make(rng, held_out)
         if not held_out:
-            question = dressed(question, rng, keep)
+            plain, question = question, dressed(question, rng, keep)
+            if normalised(question) in _reserved():  # a small word left out made it so
+                question = plain
         yield single(question, _ANSWERS, skill="unknown", split=split, id=f"{prefix}/{make.__name__[1:]}/{number}")
         number += 1
