@@ -2,7 +2,7 @@
 
 The seven model sizes are those of the NanoChatGPT2 project; the four GPT-2 sizes are those of Radford et al. 2019
 ("Language Models are Unsupervised Multitask Learners", table 2). `nano` is the default of this course,
-`nano-long` what the profile "long" trains in an hour and a half.
+`nano-long` what the profile "long" trains in an hour and a quarter.
 """
 
 from __future__ import annotations

@@ -1,0 +1,54 @@
+"""How an assistant fares with questions that people put in words of their own (people.tsv).
+
+    python tests/benchmarks/people.py out/nano/nano_fine_tuned.pt nanochat/box/box_fine_tuned.pt [--wrong]
+
+`core` and `full` were written by people who saw the tables of the almanac and none of its wordings, about the facts of the
+default size and about those that only the full one has (and a few relations that only it asks); `talk` and `read` by one who
+knew what such an assistant can do. Nothing was changed to answer them, so do not look at them. `seen` was looked at while
+wordings were written, and flatters. Right is an answer in which one of the accepted texts begins a word: kinder than exact
+match.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+from pathlib import Path
+
+from nanochat import checkpoint, qa, stages
+
+QUESTIONS = Path(__file__).with_name("people.tsv")
+BATCH = 64  # questions answered at once
+
+
+def right(answer: str, accepted: str) -> bool:
+    """Whether one of the accepted texts ("five|5", "*" for anything) begins a word of the answer."""
+    return accepted == "*" or any(
+        re.search(rf"(?<!\w){re.escape(each)}", answer, re.IGNORECASE) for each in accepted.split("|")
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("checkpoints", nargs="+", type=Path)
+    parser.add_argument("--wrong", action="store_true", help="print what was answered wrong of `seen`")
+    given = parser.parse_args()
+    with QUESTIONS.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    for path in given.checkpoints:
+        loaded = checkpoint.load(path)
+        answers: list[str] = []
+        for at in range(0, len(rows), BATCH):
+            asked = [qa.ask(row["question"], row["passage"] or "") for row in rows[at : at + BATCH]]
+            answers += stages.answer(loaded, asked)
+        counts: dict[str, list[bool]] = {}
+        for row, answer in zip(rows, answers, strict=True):
+            counts.setdefault(row["set"], []).append(right(answer, row["accept"]))
+            if given.wrong and row["set"] == "seen" and not counts[row["set"]][-1]:
+                print(f"  {row['set']}: {row['question']} -> {answer}")
+        print(path, *(f"{name} {sum(found)}/{len(found)}" for name, found in counts.items()))
+
+
+if __name__ == "__main__":
+    main()
