@@ -42,14 +42,14 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size("smoke", True, 2, 60_000, 300, 24, 34),
-    "default": Size("default", True, None, 5_000_000, 50_000, 400, 34),
+    "smoke": Size("smoke", True, 2, 60_000, 300, 24, 30),
+    "default": Size("default", True, None, 5_000_000, 50_000, 400, 30),
     "full": Size("full", False, None, 14_000_000, 200_000, 1_200, 55),
 }
 # How often each skill comes among the conversations, beside facts
-_TRAIN = {"reading": 29, "short": 5, "smalltalk": 24, "repeated": 2, "stories": 0.5, "unknown": 5.5}
+_TRAIN = {"reading": 30, "short": 5, "smalltalk": 25, "repeated": 4, "stories": 0.5, "unknown": 5.5}
 # Per cent of the bytes. "talked" (facts, small talk, unknown), "read" and "requested" (stories) are in chat form.
-_PRETRAIN = {"told": 17, "passages": 2, "stories": 4, "talked": 31, "read": 41, "repeated": 3, "requested": 2}
+_PRETRAIN = {"told": 17, "passages": 2, "stories": 4, "talked": 31, "read": 39, "repeated": 5, "requested": 2}
 
 
 def _size(name: str) -> Size:

@@ -16,6 +16,7 @@ from .asking import dressed, single
 from .grammar import Deck, Section, Values, fill, normalised, number_word, section, sections, sentence
 from .pools import composed, draw_all, pool
 
+_BACKWARDS = 0.5  # share of the longer texts
 _WORDS = ("things", "foods", "colours", "days", "jobs", "pets", "sports", "months")
 _IMPERATIVE = re.compile(r"(count|copy|give|list|name|put|repeat|reverse|say|tell|turn|type|write)\b", re.IGNORECASE)
 _ASKED = ("Please {}", "Can you {}", "Could you {}", "Would you {}", "Will you {}", "Now {}", "I want you to {}")
@@ -40,16 +41,16 @@ def held_out_argument(*parts: object) -> bool:
     return zlib.crc32(" ".join(map(str, parts)).encode()) % 6 == 0
 
 
-def _word(rng: random.Random, held_out: bool) -> str:
-    """A word of some pool; in training as often one that nobody knows, which can only be copied."""
-    if not held_out and rng.random() < 0.5:
+def _word(rng: random.Random, held_out: bool, made_up: float = 0.5) -> str:
+    """A word of some pool; in training, with the chance `made_up`, one that nobody knows, which can only be copied."""
+    if not held_out and rng.random() < made_up:
         return composed(rng, held_out).lower()
     return rng.choice(pool(rng.choice(_WORDS)))
 
 
-def _words(rng: random.Random, held_out: bool, count: int) -> list[str]:
+def _words(rng: random.Random, held_out: bool, count: int, made_up: float = 0.5) -> list[str]:
     while True:
-        words = [_word(rng, held_out) for _ in range(count)]
+        words = [_word(rng, held_out, made_up) for _ in range(count)]
         if len({*words}) == count and " " not in "".join(words) and held_out_argument(*words) == held_out:
             return words
 
@@ -79,8 +80,9 @@ def _bigger(rng: random.Random, held_out: bool) -> Values:
             return {"a": str(a), "b": str(b), "big": str(max(a, b)), "small": str(min(a, b))}
 
 
-def _backwards(rng: random.Random, held_out: bool) -> Values:
-    words = _words(rng, held_out, rng.choice((2, 3, 3, 4)))
+def _backwards(rng: random.Random, held_out: bool, counts: Sequence[int] = (2, 3, 3, 4)) -> Values:
+    """Words and the same backwards. Most are known: it is hard enough to learn with those."""
+    words = _words(rng, held_out, rng.choice(counts), made_up=0.2)
     return {"text": " ".join(words), "backwards": " ".join(reversed(words))}
 
 
@@ -187,22 +189,30 @@ def intents(weights: dict[str, int]) -> tuple[Section, ...]:
 
 
 def repeated(texts: Iterator[str], rng: random.Random, prefix: str) -> Iterator[Conversation]:
-    """Longer texts to be said after the user, without end: one to three sentences of `texts`, or a row of words.
+    """Longer texts to be said after the user, without end: one to three sentences of `texts`, or a row of words, which
+    may have to be said backwards.
 
     To copy is the first thing that reading needs, and a model learns it from these long before it learns it from short
     answers: every token of the answer shows it.
     """
-    intent = section("smalltalk", "repeat")
     number = 0
     while True:
-        sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", next(texts))
-        at = rng.randrange(len(sentences))
-        text = " ".join(sentences[at : at + rng.randint(1, 3)])
-        if rng.random() < 0.4:
-            text = " ".join(_word(rng, False) for _ in range(rng.randint(6, 20)))
-        question = fill(rng.choice(intent["Q"]), {"text": text})
-        yield single(question, (text,), skill="smalltalk", split="train", id=f"{prefix}/{number}")
+        if rng.random() < _BACKWARDS:
+            intent, values = section("smalltalk", "backwards"), _backwards(rng, False, range(4, 11))
+        else:
+            intent, values = section("smalltalk", "repeat"), {"text": _long_text(next(texts), rng)}
+        question, answer = fill(rng.choice(intent["Q"]), values), fill(intent["A"][0], values)
+        yield single(question, (answer,), skill="smalltalk", split="train", id=f"{prefix}/{number}")
         number += 1
+
+
+def _long_text(text: str, rng: random.Random) -> str:
+    """One to three sentences of `text`, or a row of words."""
+    if rng.random() < 0.4:
+        return " ".join(_word(rng, False) for _ in range(rng.randint(6, 20)))
+    sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", text)
+    at = rng.randrange(len(sentences))
+    return " ".join(sentences[at : at + rng.randint(1, 3)])
 
 
 def not_held_out(new: str, template: str, intent: Section) -> str:
