@@ -4,9 +4,9 @@
 
 `core` and `full` were written by people who saw the tables of the almanac and none of its wordings, about the facts of the
 default size and about those that only the full one has (and a few relations that only it asks); `talk` and `read` by one who
-knew what such an assistant can do. Nothing was changed to answer them, so do not look at them. `seen` was looked at while
-wordings were written, and flatters. Right is an answer in which one of the accepted texts begins a word: kinder than exact
-match.
+knew what such an assistant can do. Nothing was changed to answer them, so do not look at them. `seen` and `seen_read` were
+looked at while wordings were written, and flatter. Right is an answer in which one of the accepted texts begins a word:
+kinder than exact match.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def right(answer: str, accepted: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("checkpoints", nargs="+", type=Path)
-    parser.add_argument("--wrong", action="store_true", help="print what was answered wrong of `seen`")
+    parser.add_argument("--wrong", action="store_true", help="print what was answered wrong of `seen` and `seen_read`")
     given = parser.parse_args()
     with QUESTIONS.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -45,7 +45,7 @@ def main() -> None:
         counts: dict[str, list[bool]] = {}
         for row, answer in zip(rows, answers, strict=True):
             counts.setdefault(row["set"], []).append(right(answer, row["accept"]))
-            if given.wrong and row["set"] == "seen" and not counts[row["set"]][-1]:
+            if given.wrong and row["set"].startswith("seen") and not counts[row["set"]][-1]:
                 print(f"  {row['set']}: {row['question']} -> {answer}")
         print(path, *(f"{name} {sum(found)}/{len(found)}" for name, found in counts.items()))
 
