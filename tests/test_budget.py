@@ -135,6 +135,19 @@ def test_the_seconds_of_a_step_are_those_of_a_step_after_the_first(tmp_path, mon
     assert (seconds, spent) == (2.0, 108.0)
 
 
+def test_quick_steps_are_tried_until_they_have_found_their_pace(tmp_path, monkeypatch):
+    clock = [0.0]
+
+    def batch(step):
+        clock[0] += 10.0 if step == 0 else 0.5 if step < 8 else 0.125
+        return counting_task(tmp_path).batch(step)
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    seconds, spent = try_out(fresh(), counting_task(tmp_path, batch=batch), SETTINGS, str)
+    assert seconds == 0.125
+    assert spent <= 10.0 + budget.TRY_S + 0.5
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
