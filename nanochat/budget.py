@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 from .config import UserError
 from .model import GPT
@@ -38,31 +37,39 @@ def tokens_to_steps(tokens: int, task: Task) -> int:
     return max(1, -(-tokens // task.tokens_per_step))
 
 
-def try_out(model: GPT, task: Task, settings: TrainSettings, say: Callable[[str], None]) -> tuple[float, float]:
+def try_out(
+    model: GPT, task: Task, settings: TrainSettings, say: Callable[[str], None], stop: Callable[[], bool]
+) -> tuple[float, float]:
     """Seconds that one step takes, and seconds that finding out took, compiling included.
 
-    These are real steps, the first of the training, after which the model is put back to what it was.
+    These are real steps, the first of the training, after which the model is put back to what it was. They end early if
+    `stop()` says so.
     """
     begin = time.perf_counter()
     weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    with tempfile.TemporaryDirectory() as folder:
-        trial = replace(
-            task, validate=lambda model: {"val_loss": 0.0}, save_best=lambda model, report: None, sample=None,
-            log=lambda report: None, state_path=Path(folder) / "state.pt",
-        )  # fmt: skip
-        reports = train(model, trial, replace(settings, steps=UNLIMITED), say=say)
-        warm_s = 0.0
+    trial = replace(
+        task, validate=lambda model: {"val_loss": 0.0}, save_best=lambda model, report: None, sample=None,
+        log=lambda report: None, state_path=None,
+    )  # fmt: skip
+    warm_s = 0.0
+    with closing(train(model, trial, replace(settings, steps=UNLIMITED), say=say)) as reports:
         for last in reports:
             if last.step == 1:
                 warm_s = last.elapsed_s
-            if last.step >= TRIED and (last.step == TRIED_AT_MOST or last.elapsed_s - warm_s > TRY_S):
+            enough = last.step == TRIED_AT_MOST or last.elapsed_s - warm_s > TRY_S
+            if last.step and ((last.step >= TRIED and enough) or stop()):
                 break
-        reports.close()
     model.load_state_dict(weights)
     return task.tokens_per_step / last.tokens_per_s, time.perf_counter() - begin
 
 
-def plan(model: GPT, task: Task, settings: TrainSettings, say: Callable[[str], None] = print) -> TrainSettings:
+def plan(
+    model: GPT,
+    task: Task,
+    settings: TrainSettings,
+    say: Callable[[str], None] = print,
+    stop: Callable[[], bool] = lambda: False,
+) -> TrainSettings:
     """The settings with as many steps as tokens and minutes allow, and an estimate told to `say`.
 
     The number of steps is chosen once, before the first of them: from there on the run depends on no clock, and can be
@@ -75,7 +82,9 @@ def plan(model: GPT, task: Task, settings: TrainSettings, say: Callable[[str], N
         raise UserError("nothing says how long to train; give steps, tokens or minutes")
     if not settings.minutes and steps < _WORTH_TRYING:
         return replace(settings, steps=steps, tokens=0)
-    seconds, spent = try_out(model, task, settings, say)
+    seconds, spent = try_out(model, task, settings, say, stop)
+    # where the compiler failed, that was said, and it is not tried again
+    settings = replace(settings, compile=settings.compile and all(block._compiled_call_impl for block in model.h))
     if settings.minutes:
         fitting = max(1, int((60 * settings.minutes - spent) / (seconds * BESIDES)))
         if fitting < steps < UNLIMITED:

@@ -112,7 +112,9 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 
 def available() -> list[tuple[str, str, Path]]:
-    """(run, stage, path) of every model that can be loaded: newest run first, later stages first, the box last."""
+    """(run, stage, path) of every model that can be loaded: newest run first, later stages first; then the box, and last
+    the stand-ins, which were never meant to be good.
+    """
     out, box = paths.home() / "out", paths.box_dir()
     trained = [folder for folder in out.iterdir() if folder.name != paths.BOX] if out.is_dir() else []
     found = []
@@ -123,7 +125,33 @@ def available() -> list[tuple[str, str, Path]]:
                 found.append((path.stat().st_mtime, folder.name, stage, path))
     newest = {run: max(time for time, other, _, _ in found if other == run) for _, run, _, _ in found}
     found.sort(key=lambda item: (in_box(item[3]), -newest[item[1]], item[1], -paths.STAGES.index(item[2])))
-    return [(run, stage, path) for _, run, stage, path in found if _loadable(path)]
+    metas = {path: _meta(path) for _, _, _, path in found}
+    found.sort(key=lambda item: is_standin(metas[item[3]] or {}))  # stable
+    return [(run, stage, path) for _, run, stage, path in found if metas[path] is not None]
+
+
+def is_standin(meta: dict[str, Any]) -> bool:
+    """Whether a model only stands where a trained one is missing."""
+    return bool(meta.get("standin"))
+
+
+def orphaned(path: Path, meta: dict[str, Any]) -> str:
+    """What to say of a model whose parent, the model it was trained from, is not in its folder any more; "" if it is."""
+    parent = meta.get("parent")
+    at = paths.STAGES.index(meta["stage"])
+    if in_box(path) or parent is None or at == 0:
+        return ""
+    before = {}
+    for stage in reversed(paths.STAGES[:at]):
+        file = path.with_name(f"{meta['run']}_{stage}.pt")
+        if file.is_file():
+            before[file.name] = read_meta(file).get("fingerprint")
+    if parent in before.values():
+        return ""
+    now = " and ".join(f"{name} is {mark}" for name, mark in before.items()) or "no earlier stage is there"
+    return (
+        f"{path.name} was trained from a model {parent} that is not in its run any more ({now}); train that stage again"
+    )
 
 
 def in_box(path: Path) -> bool:
@@ -131,18 +159,20 @@ def in_box(path: Path) -> bool:
     return path.parent == paths.box_dir()
 
 
-def _loadable(path: Path) -> bool:
+def _meta(path: Path) -> dict[str, Any] | None:
+    """The meta of a model file; None for one that cannot be loaded."""
     try:
-        return {"config", "model", "tokenizer", "meta"} <= load_file(path, check=False).keys()
+        content = load_file(path, check=False)
     except UserError:
-        return False
+        return None
+    return content["meta"] if {"config", "model", "tokenizer", "meta"} <= content.keys() else None
 
 
 def find(run: str | None = None, stage: str | None = None) -> Path:
     """The model file that `run` and `stage` mean; without a stage the latest stage, without a run the newest run.
 
-    The model in the box is meant by run "box", and without a run as long as nothing is trained. Raises UserError when
-    there is none, naming what there is.
+    The model in the box is meant by run "box", and without a run as long as nothing is trained; a stand-in only by its
+    name. Raises UserError when there is none, naming what there is.
     """
     if run is not None:
         paths.safe_name(run)
@@ -150,7 +180,8 @@ def find(run: str | None = None, stage: str | None = None) -> Path:
         paths.stage_name(stage)
     models = available()
     trained, boxed = ([m for m in models if in_box(m[2]) == inside] for inside in (False, True))
-    for other, at, path in models if run else trained or boxed:
+    real = [model for model in trained if not is_standin(_meta(model[2]) or {})]
+    for other, at, path in models if run else real or boxed:
         if run in (None, other) and stage in (None, at):
             return path
     wanted = (f" of run {run!r}" if run else "") + (f" at stage {stage!r}" if stage else "")

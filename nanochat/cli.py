@@ -127,7 +127,11 @@ def _parser() -> argparse.ArgumentParser:
     def add_profile(sub: _Parser) -> None:
         names = ", ".join(PROFILES)
         sub.add_argument(
-            "--profile", type=_checked(config.profile), default="default", help=f"how much of everything: {names}"
+            "--profile",
+            type=_checked(config.profile),
+            dest="named_profile",
+            metavar="NAME",
+            help=f"how much of everything: {names} (default: default)",
         )
 
     def add_corpus(sub: _Parser, default: str = "") -> None:
@@ -186,6 +190,10 @@ def _parser() -> argparse.ArgumentParser:
     add_training(sub, "the newest base model's")
     add_qa(sub)
 
+    sub = command(commands.restore, "bring back what starting over set aside", "restore --run nano earlier-1")
+    sub.add_argument("kept", metavar="FOLDER", help="the folder in out/NAME/ that was named when it was set aside")
+    sub.add_argument("--run", type=_checked(paths.new_run), required=True, metavar="NAME", help="whose it is")
+
     sub = command(commands.evaluate, "score a model on held-out questions", "evaluate --run nano --json card.json")
     add_profile(sub)
     add_trained(sub)
@@ -227,7 +235,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = _parser().parse_args(words, argparse.Namespace(words=words))
+        args = _parser().parse_args(words, argparse.Namespace(words=words, named_profile=None))
+        args.profile = args.named_profile or config.profile("default")
         status = args.does(args) or 0
         sys.stdout.flush()
     except UserError as error:

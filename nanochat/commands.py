@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import config, paths
@@ -16,6 +17,7 @@ from .config import Profile, UserError
 
 if TYPE_CHECKING:
     from .dataset import CorpusData
+    from .trainer import StepReport, TrainSettings
 
 # Nothing heavy is imported before a command needs it: a wrong argument is answered at once.
 
@@ -42,7 +44,7 @@ def prepare(args: argparse.Namespace) -> None:
     if corpus is None and questions is None:
         corpus, questions = profile.corpus, profile.qa
     if corpus is None:
-        data = _corpus_for_questions(profile, args.tokenizer)
+        data = _corpus_for_questions(args)
     else:
         if questions is not None:
             _read_through(questions)  # before the corpus is written
@@ -61,16 +63,15 @@ def prepare(args: argparse.Namespace) -> None:
         )
 
 
-def _corpus_for_questions(profile: Profile, tokenizer: str | None) -> CorpusData:
-    """The corpus whose tokenizer is to encode the questions: the one prepared last."""
+def _corpus_for_questions(args: argparse.Namespace) -> CorpusData:
+    """The corpus whose tokenizer is to encode the questions: the one prepared last, or that of a profile that is named."""
     from . import corpora, dataset
 
-    data = dataset.last_prepared() or dataset.load_corpus(paths.data_dir(corpora.corpus_name(profile.corpus)))
+    last = None if args.named_profile else dataset.last_prepared()
+    data = last or dataset.load_corpus(paths.data_dir(corpora.corpus_name(args.profile.corpus)))
     spec = data.meta["tokenizer_spec"]
-    if tokenizer not in (None, spec):
-        raise UserError(
-            f"the corpus prepared last, {data.name}, has tokenizer {spec}, not {tokenizer}; name the --corpus as well"
-        )
+    if args.tokenizer not in (None, spec):
+        raise UserError(f"the corpus {data.name} has tokenizer {spec}, not {args.tokenizer}; name the --corpus as well")
     return data
 
 
@@ -105,13 +106,16 @@ def pretrain(args: argparse.Namespace) -> None:
 
     profile: Profile = args.profile
     run = args.run or config.choose(profile.name, model=args.model or "").run
-    before = _left_by(run, "base_model") if args.resume else {}
-    settings = stages.pretrain_settings(profile, **_given(args, before))
-    corpus = _corpus_of(run, before, args) if before else _corpus_to_read(args)
+    if args.resume:
+        begun, meta = stages.begun(run, "base_model")
+        settings = _settings_to_resume(args, begun, stages.pretrain_settings)
+        corpus, model = _corpus_of(run, meta, args), args.model or meta["model_name"]
+    else:
+        settings = stages.pretrain_settings(profile, **_typed(args))
+        corpus, model = _corpus_to_read(args), args.model or profile.model
     reports = stages.pretrain(
-        run, corpus, model=args.model or before.get("model_name") or profile.model, settings=settings,
-        device=args.device, resume=args.resume, say=say,
-    )  # fmt: skip
+        run, corpus, model=model, settings=settings, device=args.device, resume=args.resume, say=say
+    )
     _follow(args, run, "base_model", reports)
 
 
@@ -121,42 +125,47 @@ def finetune(args: argparse.Namespace) -> None:
 
     profile: Profile = args.profile
     run = args.run or checkpoint.find(None, "base_model").parent.name
-    before = _left_by(run, "fine_tuned") if args.resume else {}
-    questions = args.qa or before.get("qa") or profile.qa
-    if before and len({corpora.corpus_name(spec, corpora.QA_SETS) for spec in (questions, before["qa"])}) > 1:
-        raise UserError(
-            f"run {run!r} is being finetuned on {before['qa']}, not {questions}; leave --qa or --resume out"
-        )
-    settings = stages.finetune_settings(profile, **_given(args, before))
+    if args.resume:
+        begun, meta = stages.begun(run, "fine_tuned")
+        settings = _settings_to_resume(args, begun, stages.finetune_settings)
+        questions, size = args.qa or meta["qa"], meta["size"]
+        if len({corpora.corpus_name(spec, corpora.QA_SETS) for spec in (questions, meta["qa"])}) > 1:
+            raise UserError(
+                f"run {run!r} is being finetuned on {meta['qa']}, not {questions}; leave --qa or --resume out"
+            )
+    else:
+        settings = stages.finetune_settings(profile, **_typed(args))
+        questions, size = args.qa or profile.qa, profile.size
     reports = stages.finetune(
-        run, questions, settings=settings, size=before.get("size", profile.size), device=args.device,
-        resume=args.resume, say=say,
-    )  # fmt: skip
+        run, questions, settings=settings, size=size, device=args.device, resume=args.resume, say=say
+    )
     _follow(args, run, "fine_tuned", reports)
 
 
-def _left_by(run: str, stage: str) -> dict[str, Any]:
-    """With what the stage to go on with was begun; raises UserError if it was not."""
-    from . import checkpoint
+def restore(args: argparse.Namespace) -> None:
+    """Bring back what starting over set aside."""
+    from . import runfiles
 
-    if not paths.last_path(run, stage).is_file():
-        what = {"base_model": "pretraining", "fine_tuned": "finetuning"}[stage]
-        raise UserError(f"run {run!r} has no {what} to resume; leave --resume out to start one")
-    return checkpoint.read_meta(paths.checkpoint_path(run, stage))
+    runfiles.restore(args.run, args.kept, say)
 
 
-def _given(args: argparse.Namespace, before: dict[str, Any]) -> dict[str, Any]:
-    """Settings that were typed, else those that the run to be resumed was begun with, else None.
+def _typed(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a training that were typed; None for the others."""
+    return {name: getattr(args, name) for name in ("steps", "tokens", "minutes", "batch_size", "seed")}
 
-    Raises UserError for a budget that a run to be resumed cannot have.
+
+def _settings_to_resume(args: argparse.Namespace, begun: TrainSettings, of_profile: Any) -> TrainSettings:
+    """The settings a training was begun with, but for what was typed: that is checked against them when it goes on.
+
+    Raises UserError for a budget that a training to be resumed cannot have.
     """
-    if before and (args.tokens or args.minutes):
+    if args.tokens or args.minutes:
         raise UserError("how long a run takes was decided when it began; to make it longer, resume with more --steps")
-    seed = before.get("seed") if args.seed is None else args.seed
-    steps = args.steps or before.get("steps")
-    return {
-        "steps": steps, "tokens": args.tokens, "minutes": args.minutes, "batch_size": args.batch_size, "seed": seed
-    }  # fmt: skip
+    typed = {name: value for name, value in _typed(args).items() if value is not None}
+    if args.named_profile:
+        named = of_profile(args.named_profile)
+        typed = {"batch_size": named.batch_size, "lr_scale": named.lr_scale, **typed}
+    return dataclasses.replace(begun, **typed)
 
 
 def _corpus_of(run: str, before: dict[str, Any], args: argparse.Namespace) -> CorpusData:
@@ -174,29 +183,43 @@ def _corpus_of(run: str, before: dict[str, Any], args: argparse.Namespace) -> Co
 
 
 def _corpus_to_read(args: argparse.Namespace) -> CorpusData:
-    """The corpus that is named, else the one prepared last, else the profile's; with the tokenizer it has, if any."""
+    """The corpus that is named, else that of a profile that is named, else the one prepared last, else the default's.
+
+    With the tokenizer it has, if any, unless one is named, by itself or by its profile.
+    """
     from . import corpora, dataset
 
     corpus, tokenizer = args.corpus, args.tokenizer
-    if corpus is None and (last := dataset.last_prepared()) is not None:
+    if corpus is None and not args.named_profile and (last := dataset.last_prepared()) is not None:
         if tokenizer in (None, last.meta["tokenizer_spec"]):
             say(f"pretraining on {last.name}, prepared last; --corpus chooses another")
             return last
         corpus = last.meta["corpus"]
     corpus = corpus or args.profile.corpus
-    if tokenizer is None:
+    if tokenizer is None and not args.named_profile:
         with contextlib.suppress(UserError):
             tokenizer = dataset.load_corpus(paths.data_dir(corpora.corpus_name(corpus))).meta["tokenizer_spec"]
     return _prepared(corpus, tokenizer or args.profile.tokenizer, args.profile)
 
 
-def _follow(args: argparse.Namespace, run: str, stage: str, reports: Any) -> None:
+def _follow(args: argparse.Namespace, run: str, stage: str, reports: Iterator[StepReport]) -> None:
     from . import progress
 
+    begun = args.resume
+
+    def noted() -> Iterator[StepReport]:
+        nonlocal begun
+        try:
+            for report in reports:
+                begun = True
+                yield report
+        finally:
+            progress.leave(reports)
+
     try:
-        seen = progress.follow(reports)
+        seen = progress.follow(noted())
     except KeyboardInterrupt:
-        if paths.last_path(run, stage).is_file():
+        if begun:  # a training that was only being tried out has left nothing, but an earlier one may have
             say(f"what was trained is saved; go on with: {_resuming(args, run)}")
         raise
     if seen:

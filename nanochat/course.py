@@ -19,7 +19,7 @@ import psutil
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from . import config, corpora, devices, paths, report, stages
+from . import config, corpora, devices, paths, report, runfiles
 from .config import UserError, unknown
 from .progress import duration
 from .reference import commit
@@ -198,7 +198,7 @@ class _Ticker:
         path = paths.metrics_path(self.run)
         training = path.is_file() and time.time() - path.stat().st_mtime < 5
         step = "".join(
-            f", {r['stage']} {r['step']}/{r['total']}" for r in stages.read_metrics(self.run)[-1:] if training
+            f", {r['stage']} {r['step']}/{r['total']}" for r in runfiles.read_metrics(self.run)[-1:] if training
         )
         print(f"\r\x1b[2K{self.text} … {duration(seconds)}, {mb:,.0f} MB{step}", end="", file=sys.stderr, flush=True)
 

@@ -9,7 +9,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from typing import TextIO
 
 from .trainer import StepReport
@@ -43,6 +43,12 @@ def line(report: StepReport) -> str:
     return "  ".join(parts)
 
 
+def leave(reports: Iterable[StepReport]) -> None:
+    """End a training that was left before its end, so that it saves its state: a traceback would keep it alive."""
+    if isinstance(reports, Generator):
+        reports.close()
+
+
 def follow(reports: Iterable[StepReport], stream: TextIO | None = None) -> list[StepReport]:
     """Run a training to its end and show it on `stream` (stderr): returns all its reports."""
     stream = stream or sys.stderr
@@ -64,6 +70,7 @@ def follow(reports: Iterable[StepReport], stream: TextIO | None = None) -> list[
                 print(f"\r\x1b[2K{text}", end="", file=stream, flush=True)
                 shown, unfinished = now, True
     finally:
+        leave(reports)
         if unfinished:
             print(file=stream, flush=True)
     return seen
@@ -93,6 +100,7 @@ def follow_in_notebook(reports: Iterable[StepReport]) -> list[StepReport]:
                 show("" if report.step == report.total else bar)
                 shown = now
     finally:
+        leave(reports)
         # what stays: how far it came, without a bar that looks as if it went on
         if not seen:
             show("nothing was trained")

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from . import __version__, checkpoint, evaluate, paths, plots, stages
+from . import __version__, checkpoint, evaluate, paths, plots, runfiles
 from .config import Profile, UserError
 from .progress import duration
 
@@ -45,7 +45,7 @@ def machine() -> dict[str, Any]:
 def _training(run: str) -> dict[str, list[dict[str, Any]]]:
     """The step reports of each stage."""
     by_stage: dict[str, list[dict[str, Any]]] = {}
-    for record in stages.read_metrics(run):
+    for record in runfiles.read_metrics(run):
         by_stage.setdefault(record["stage"], []).append(record)
     return by_stage
 

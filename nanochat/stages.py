@@ -5,27 +5,23 @@ A stage returns an iterator of step reports (see trainer.py); nothing is trained
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
-from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import budget, checkpoint, dataset, devices, paths, qa
+from . import budget, checkpoint, dataset, devices, paths, qa, runfiles
 from .config import Profile, UserError, model_config
 from .dataset import CorpusData
 from .generate import generate
 from .model import GPT
 from .tokenizer import Tokenizer
-from .trainer import StepReport, Task, TrainSettings, saved_progress, train
+from .trainer import StepReport, Task, TrainSettings, check_state, has_state, load_state, state_settings, train
 
 # Validation may take 5 % of the time; a batch forward only costs from a third to two thirds of a training step
 _EVAL_SHARE = 0.05 * 1.5
@@ -102,55 +98,20 @@ def mean_loss(model: GPT, batches: Iterator[tuple[np.ndarray, ...]], tokenizer: 
     return {"val_loss": nats / max(count, 1), "val_bpb": nats / math.log(2) / max(n_bytes, 1)}
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl; a torn one, which a killed process may leave, is left out."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        with suppress(ValueError):
-            yield json.loads(line)
+_DOING = {"base_model": "pretraining", "fine_tuned": "finetuning", "aligned": "alignment"}
 
 
-def _metrics(run: str, stage: str, keep_until: int) -> Callable[[StepReport], None]:
-    """Make room in metrics.jsonl for a stage (its records after step `keep_until` go), and return what appends to it."""
-    path = paths.metrics_path(run)
-    kept = [record for record in _records(path) if record["stage"] != stage or record["step"] <= keep_until]
-    with paths.atomic_write(path, "w") as file:
-        file.writelines(json.dumps(record) + "\n" for record in kept)
-
-    def append(report: StepReport) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(report.record()) + "\n")
-
-    return append
-
-
-def read_metrics(run: str) -> list[dict[str, Any]]:
-    """Every step report of a run, as dictionaries, in the order of training; torn lines are left out."""
-    return list(_records(paths.metrics_path(run)))
-
-
-def _set_aside(run: str, stage: str, say: Callable[[str], None]) -> None:
-    """Starting over: what an earlier training of this stage left is kept under another name, and that is said.
-
-    No earlier copy is overwritten: who starts over twice by mistake still has the first model.
-    """
-    path = paths.checkpoint_path(run, stage)
-    if path.is_file() and not _untrained(path):
-        names = (path.with_name(f"{path.stem}.previous{n if n > 1 else ''}.pt") for n in count(1))
-        aside = next(name for name in names if not name.exists())
-        path.replace(aside)
-        say(f"An earlier {path.name} is kept as {aside.name}.")
-    paths.last_path(run, stage).unlink(missing_ok=True)
-
-
-def _untrained(path: Path) -> bool:
-    """Whether a model file holds what training began with."""
-    with suppress(UserError, KeyError):
-        return checkpoint.read_meta(path)["step"] == 0
-    return False
+def begun(run: str, stage: str) -> tuple[TrainSettings, dict[str, Any]]:
+    """The settings and the meta with which the stage to resume was begun. Raises UserError if it was not."""
+    if not has_state(paths.last_path(run, stage)):
+        raise UserError(f"run {run!r} has no {_DOING[stage]} to resume; leave --resume out to start one")
+    state = load_state(paths.last_path(run, stage), lambda sentence: None)
+    return state_settings(state), state["meta"]
 
 
 def _run_stage(
     run: str,
+    stage: str,
     model: GPT,
     task_of: Callable[[TrainSettings], Task],
     settings: TrainSettings,
@@ -159,23 +120,32 @@ def _run_stage(
     say: Callable[[str], None],
 ) -> Iterator[StepReport]:
     """Find out how many steps it will be, train, and keep metrics.jsonl in step with what was saved."""
-    task = task_of(settings)
-    for target in (paths.checkpoint_path(run, task.stage), task.state_path, paths.metrics_path(run)):
-        for torn in target.parent.glob(f".{target.name}.*.tmp"):  # left by a process that was killed while writing
-            torn.unlink()
     if resume:
-        done, planned = saved_progress(task, settings)
-        if settings.tokens or settings.minutes:  # what they allow was decided when the run began
-            settings = replace(settings, steps=planned, tokens=0, minutes=0.0)
-        if done >= settings.steps:
-            say(f"{task.stage} of {run!r} is already trained for {done} steps; ask for more steps to go on.")
-            return
-    else:
-        done = -1
-        settings = budget.plan(model, task, settings, say)
-        _set_aside(run, task.stage, say)
-    task = replace(task_of(settings), log=_metrics(run, task.stage, done))
-    yield from train(model, task, settings, resume=resume, stop=stop, say=say)
+        begun(run, stage)  # before the folder is locked, which would make it
+    with runfiles.locked(run, _DOING[stage]):
+        runfiles.sweep(run, stage)
+        task = task_of(settings)
+        if resume:
+            assert task.state_path is not None
+            state = load_state(task.state_path, say)
+            before = state_settings(state)
+            if settings.tokens or settings.minutes:  # what they allow was decided when the run began
+                settings = replace(settings, steps=before.steps, tokens=0, minutes=0.0)
+            settings = replace(settings, val_batches=before.val_batches)
+            check_state(task, settings, state)
+            done = state["step"]
+            if done >= settings.steps:
+                say(f"{stage} of {run!r} is already trained for {done} steps; ask for more steps to go on.")
+                return
+        else:
+            state, done = None, -1
+            settings = budget.plan(model, task, settings, say, stop)
+            if stop():
+                return
+            settings = replace(settings, val_batches=val_batches(settings))
+            runfiles.set_aside(run, stage, say)
+        task = replace(task_of(settings), log=runfiles.metrics_logger(run, stage, done))
+        yield from train(model, task, settings, state=state, stop=stop, say=say)
 
 
 def _saver(tokenizer: Tokenizer, meta: dict[str, Any]) -> Callable[[GPT, StepReport], None]:
@@ -208,12 +178,14 @@ def pretrain(
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
     val_windows: int | None = None,
+    standin: bool = False,
     **shape: Any,
 ) -> Iterator[StepReport]:
     """Train a fresh GPT of the preset `model` to continue the corpus; leaves out/<run>/<run>_base_model.pt.
 
     `shape` overrides the preset (n_layer=2, …). Validation reads at most `val_windows` rows of the validation split, by
-    default as many as take 5 % of the time. Raises UserError before anything is written if something does not fit.
+    default as many as take 5 % of the time. `standin` marks a model that is only to stand where a trained one is
+    missing. Raises UserError before anything is written if something does not fit.
     """
     paths.new_run(run)
     tokenizer, where = corpus.tokenizer, devices.pick_device(device)
@@ -225,10 +197,11 @@ def pretrain(
     meta = {
         "run": run, "stage": "base_model", "model_name": model, "corpus": corpus.name, "seed": settings.seed,
         "data_fingerprint": corpus.meta["source_fingerprint"], "parent": None,
+        "standin": standin,
     }  # fmt: skip
 
     def task_of(settings: TrainSettings) -> Task:
-        limit = val_windows or val_batches(settings) * settings.batch_size
+        limit = val_windows or (settings.val_batches or val_batches(settings)) * settings.batch_size
         x_val, y_val = dataset.val_windows(corpus.val, config.block_size, limit)
 
         def batches() -> Iterator[tuple[np.ndarray, ...]]:
@@ -247,12 +220,13 @@ def pretrain(
             validate=lambda m: mean_loss(m, batches(), tokenizer),
             save_best=_saver(tokenizer, meta),
             state_path=paths.last_path(run, "base_model"),
+            meta=meta,
             identity={"model": repr(config), "data": corpus.meta["fingerprint"], "tokenizer": tokenizer.fingerprint},
             tokens_per_step=settings.batch_size * config.block_size,
             sample=_sampler(tokenizer, [tokenizer.eot], 48),
         )  # fmt: skip
 
-    return _run_stage(run, gpt, task_of, settings, resume, stop, say)
+    return _run_stage(run, meta["stage"], gpt, task_of, settings, resume, stop, say)
 
 
 def finetune(
@@ -279,10 +253,11 @@ def finetune(
     meta = {
         "run": run, "stage": "fine_tuned", "model_name": base.meta["model_name"], "corpus": base.meta["corpus"],
         "qa": qa_name, "seed": settings.seed, "data_fingerprint": data.meta["source_fingerprint"],
-        "parent": base.meta["fingerprint"], "size": size,
+        "parent": base.meta["fingerprint"], "size": size, "standin": base.meta.get("standin", False),
     }  # fmt: skip
 
     def task_of(settings: TrainSettings) -> Task:
+        limit = settings.val_batches or val_batches(settings)
         return Task(
             stage="fine_tuned",
             batch=lambda step: _tensors(
@@ -290,10 +265,11 @@ def finetune(
             ),
             loss=lambda m, x, y, docs: m(x, y, docs),
             validate=lambda m: mean_loss(
-                m, qa.qa_val_batches(data, settings.batch_size, block_size, val_batches(settings)), tokenizer
+                m, qa.qa_val_batches(data, settings.batch_size, block_size, limit), tokenizer
             ),
             save_best=_saver(tokenizer, meta),
             state_path=paths.last_path(run, "fine_tuned"),
+            meta=meta,
             identity={
                 "base model": base.meta["fingerprint"], "data": data.meta["fingerprint"],
                 "tokenizer": tokenizer.fingerprint,
@@ -302,7 +278,7 @@ def finetune(
             sample=_sampler(tokenizer, qa.render_prompt(qa.ask("What is the capital of France?"), tokenizer), 24),
         )  # fmt: skip
 
-    return _run_stage(run, gpt, task_of, settings, resume, stop, say)
+    return _run_stage(run, meta["stage"], gpt, task_of, settings, resume, stop, say)
 
 
 def load(
@@ -313,9 +289,12 @@ def load(
 ) -> checkpoint.Checkpoint:
     """The model that `run` and `stage` mean (see checkpoint.find), on `device`.
 
-    `say` is told when that is the model in the box although nobody asked for it.
+    `say` is told when that is the model in the box although nobody asked for it, and when the model that it was trained
+    from is gone.
     """
     loaded = checkpoint.load(checkpoint.find(run, stage), devices.pick_device(device))
+    if orphaned := checkpoint.orphaned(loaded.path, loaded.meta):
+        say(orphaned)
     if run is None and checkpoint.in_box(loaded.path):
         name = loaded.meta.get("trained_as", paths.BOX)
         say(f"no trained run yet: this is the model in the box ({name}); `nanochat course` trains your own")
@@ -331,8 +310,3 @@ def answer(
     stop = {tokenizer.end, tokenizer.eot}
     ids = generate(loaded.model, prompts, max_new_tokens=max_new_tokens, stop=stop, **sampling)
     return [tokenizer.decode(row).strip() for row in ids]
-
-
-def run_exists(run: str) -> bool:
-    """Whether anything was trained under this name."""
-    return any(Path(paths.checkpoint_path(run, stage)).is_file() for stage in paths.STAGES)

@@ -60,6 +60,7 @@ def standin(run: str) -> Checkpoint:
     meta = {
         "run": name, "stage": "fine_tuned", "model_name": "stand-in", "corpus": "almanac", "qa": "almanac",
         "seed": 0, "step": STEPS, "steps": STEPS, "val_loss": loss, "val_bpb": None, "parent": None,
+        "standin": True,
     }  # fmt: skip
     checkpoint.save(path, model, tok, meta)
     return checkpoint.load(path)

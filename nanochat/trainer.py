@@ -8,12 +8,13 @@ a CPU, as if nothing had happened.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from .model import GPT
 from .optim import make_optimizers, schedule
 
 Batch = tuple[Tensor, ...]  # what the loss function takes
+SAVE_EVERY_S = 60.0  # at most so much training is lost to a killed process, twice as much if it dies while saving
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class TrainSettings:
 
     `tokens` and `minutes`, where they are not 0, allow fewer steps than `steps` (budget.py finds out how many: `train`
     itself goes by `steps` alone). `lr_scale` multiplies the learning rates of optim.py. Validation runs before the first
-    step, every `eval_every` steps and after the last; the state file is written at the same moments.
+    step, every `eval_every` steps and after the last.
     """
 
     steps: int
@@ -48,12 +50,13 @@ class TrainSettings:
     weight_decay: float = 0.0
     grad_clip: float = 1.0
     eval_every: int = 0  # 0: ten times in a run
+    val_batches: int = 0  # 0: as many as take a twentieth of the time; chosen once, so that all losses of a run compare
     compile: bool = False
 
     def __post_init__(self) -> None:
         positive("steps", self.steps)
         positive("batch_size", self.batch_size)
-        for name in ("tokens", "seed", "warmup", "eval_every"):
+        for name in ("tokens", "seed", "warmup", "eval_every", "val_batches"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
                 raise UserError(f"{name} must be a whole number of at least 0, not {value!r}")
@@ -119,33 +122,44 @@ class Task:
     loss: Callable[..., Tensor]
     validate: Callable[[GPT], dict[str, float]]
     save_best: Callable[[GPT, StepReport], None]
-    state_path: Path
+    state_path: Path | None
     identity: dict[str, Any]
     tokens_per_step: int
+    meta: dict[str, Any] = field(default_factory=dict)
     sample: Callable[[GPT], str] | None = None
     log: Callable[[StepReport], None] = lambda report: None
 
 
 @contextmanager
-def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag that is looked at between steps, so that no half-made update is saved.
+def _signals_wait(save: Callable[[], None]) -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the block has ended, then save and let them act: no half-made update is saved.
 
-    A second Ctrl-C interrupts at once. Outside the main thread, where Python takes no signals, the flag never rises.
+    A second signal acts at once. Outside the main thread, where Python takes no signals, nothing is held back.
     """
-    asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield
         return
+    waiting: list[int] = []
 
     def note(number: int, frame: Any) -> None:
-        asked.set()
-        signal.signal(signal.SIGINT, before)
+        waiting.append(number)
+        restore()
 
-    before = signal.signal(signal.SIGINT, note)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler is not None}  # None: not set by Python
+    for number in before:
+        signal.signal(number, note)
     try:
-        yield asked.is_set
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
+    if waiting:
+        save()
+        signal.raise_signal(waiting[0])
 
 
 def _cpu_state(value: Any) -> Any:
@@ -159,153 +173,205 @@ def _cpu_state(value: Any) -> Any:
     return value
 
 
-def train(
-    model: GPT,
-    task: Task,
-    settings: TrainSettings,
-    *,
-    resume: bool = False,
-    stop: Callable[[], bool] = lambda: False,
-    say: Callable[[str], None] = print,
-) -> Iterator[StepReport]:
-    """Train `model` (already on its device), yielding a report for step 0 (validation only) and after each step.
+class _Training:
+    """A training in progress: the model, its optimizers, the best result so far and the clock."""
 
-    Best weights (by validation loss) go through task.save_best, the whole state into task.state_path. `stop()` true, or
-    Ctrl-C, ends the run after the step in progress with everything saved; after Ctrl-C KeyboardInterrupt is raised.
-    With `resume` the run goes on from the state file; raises UserError if there is none or if it belongs to something else.
-    """
-    device = next(model.parameters()).device
-    dtype = devices.matmul_dtype(device)
-    if device.type == "cpu":
-        devices.keep_large_blocks()
-    optimizers = make_optimizers(model, settings.lr_scale, settings.weight_decay)
-    torch.manual_seed(settings.seed)
-    first, best, before_s = 0, math.inf, 0.0
-    identity = _identity(task, settings)
-    if resume:
-        state = checkpoint.load_file(task.state_path)
-        _check_identity(task.state_path, state.get("identity", {}), identity)
-        model.load_state_dict(state["model"])
-        optimizers.load_state_dict(state["optimizers"])
+    def __init__(self, model: GPT, task: Task, settings: TrainSettings, say: Callable[[str], None]):
+        self.model, self.task, self.settings, self.say = model, task, settings, say
+        self.device = next(model.parameters()).device
+        self.dtype = devices.matmul_dtype(self.device)
+        if self.device.type == "cpu":
+            devices.keep_large_blocks()
+        self.optimizers = make_optimizers(model, settings.lr_scale, settings.weight_decay)
+        torch.manual_seed(settings.seed)
+        self.best, self.before_s = math.inf, 0.0  # seconds before a resume
+        self.compiles = settings.compile
+        self.peak = devices.matrix_rate(self.device.type, self.dtype)
+        self.flops = model.flops_per_token() * task.tokens_per_step
+        self.started = self.saved_at = time.perf_counter()
+        self.saved_step = -1
+        self.step_seconds: list[float] = []
+        self.scale = 0.0  # of the learning rates, by the schedule
+        self.validation_s = 0.0  # what the last validation took, saving included
+
+    # the state file
+
+    def restore(self, state: dict[str, Any]) -> int:
+        """Go on from a saved state; returns the number of steps done. Raises UserError if it is of another run."""
+        check_state(self.task, self.settings, state)
+        self.model.load_state_dict(state["model"])
+        self.optimizers.load_state_dict(state["optimizers"])
         torch.set_rng_state(state["rng"])
-        if device.type == "cuda" and "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"], device)
-        first, best, before_s = state["step"], state["best"], state["elapsed_s"]
-    peak = devices.matrix_rate(device.type, dtype)
-    flops = model.flops_per_token() * task.tokens_per_step
-    started = time.perf_counter()
-    step_seconds: list[float] = []
-    look_s = 0.0  # what the last validation took, saving included
+        if self.device.type == "cuda" and "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        self.best, self.before_s = state["best"], state["elapsed_s"]
+        self.saved_step = state["step"]
+        return state["step"]
 
-    def save_state(step: int) -> None:
+    def save(self, step: int) -> None:
+        """Write the state after `step` steps, unless that is done, and keep the one before it as well."""
+        path = self.task.state_path
+        if path is None or step == self.saved_step:
+            return
         state = {
-            "identity": identity, "step": step, "steps": settings.steps, "best": best, "rng": torch.get_rng_state(),
-            "elapsed_s": before_s + time.perf_counter() - started,
-            "model": model.state_dict(), "optimizers": _cpu_state(optimizers.state_dict()),
+            "identity": {**self.task.identity, "stage": self.task.stage}, "settings": asdict(self.settings),
+            "meta": self.task.meta, "step": step, "best": self.best, "rng": torch.get_rng_state(),
+            "elapsed_s": self.elapsed_s(), "model": self.model.state_dict(),
+            "optimizers": _cpu_state(self.optimizers.state_dict()),
         }  # fmt: skip
-        if device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state(device)
-        checkpoint.save_file(task.state_path, state)
+        if self.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        checkpoint.save_file(unfinished_state(path), state)
+        if path.is_file():
+            os.replace(path, previous_state(path))
+        os.replace(unfinished_state(path), path)
+        self.saved_step, self.saved_at = step, time.perf_counter()
 
-    def evaluate_and_save(report: StepReport) -> StepReport:
-        nonlocal look_s
-        begin = time.perf_counter()
-        report = evaluate(report)
-        task.log(report)
-        save_state(report.step)
-        look_s = time.perf_counter() - begin
-        return report
+    def save_is_due(self) -> bool:
+        """Whether the state file has become old."""
+        return time.perf_counter() - self.saved_at >= SAVE_EVERY_S
 
-    def evaluate(report: StepReport) -> StepReport:
-        nonlocal best
+    def elapsed_s(self) -> float:
+        return self.before_s + time.perf_counter() - self.started
+
+    # what is done in a step
+
+    def step(self, step: int) -> float:
+        """One update; returns the loss of its batch. Raises UserError if that is no number."""
         begin = time.perf_counter()
+        settings = self.settings
+        self.scale = schedule(step, settings.steps, settings.warmup, settings.decay_from)
+        self.optimizers.set_scale(self.scale)
+        batch = tuple(tensor.to(self.device, non_blocking=True) for tensor in self.task.batch(step))
+        loss = (self._compile_and_differentiate if self.compiles else self._differentiate)(batch)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
+        self.optimizers.step()
+        self.optimizers.zero_grad()
+        value = loss.item()
+        _check_finite("loss", value, step + 1)
+        self.step_seconds.append(time.perf_counter() - begin)
+        return value
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _differentiate(self, batch: Batch) -> Tensor:
+        with self._autocast():
+            loss = self.task.loss(self.model, *batch)
+        loss.backward()
+        return loss
+
+    def _compile_and_differentiate(self, batch: Batch) -> Tensor:
+        """The first step compiles each block in place, and one compilation serves all layers."""
+        self.compiles = False
+        rng = torch.get_rng_state()
+        try:
+            for block in self.model.h:
+                if block._compiled_call_impl is None:  # trying out a step has compiled them already
+                    block.compile()
+            return self._differentiate(batch)
+        except Exception as error:  # whatever the compiler throws, training works without it
+            self.say(f"torch.compile does not work here ({type(error).__name__}); training goes on without it, slower")
+            for block in self.model.h:
+                block._compiled_call_impl = None
+            self.optimizers.zero_grad()
+            torch.set_rng_state(rng)
+            return self._differentiate(batch)
+
+    # what is measured
+
+    def validate(self, report: StepReport) -> StepReport:
+        """The report with the validation loss; the best weights so far are kept."""
+        begin = time.perf_counter()
+        model, task = self.model, self.task
         was_training = model.training
         model.eval()
         rng = torch.get_rng_state()  # looking at the model must not change what it does next
         # other shapes than the steps': compiling for each of them would cost more than it returns
-        stance = torch.compiler.set_stance("force_eager") if settings.compile else nullcontext()
+        stance = torch.compiler.set_stance("force_eager") if self.settings.compile else nullcontext()
         with torch.inference_mode(), stance:
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            with self._autocast():
                 measured = task.validate(model)
             sample = task.sample(model) if task.sample else None
         torch.set_rng_state(rng)
         model.train(was_training)
         _check_finite("validation loss", measured["val_loss"], report.step)
-        improved = measured["val_loss"] < best
+        improved = measured["val_loss"] < self.best
         report = replace(report, **measured, best=improved, sample=sample, eval_s=time.perf_counter() - begin)
         if improved:
-            best = measured["val_loss"]
+            self.best = measured["val_loss"]
             task.save_best(model, report)
         return report
 
-    def differentiate(batch: Batch) -> Tensor:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = task.loss(model, *batch)
-        loss.backward()
-        return loss
-
-    def compile_and_differentiate(batch: Batch) -> Tensor:
-        rng = torch.get_rng_state()
-        try:
-            for block in model.h:  # in place, and one compilation serves all layers
-                if block._compiled_call_impl is None:  # trying out a step has compiled them already
-                    block.compile()
-            return differentiate(batch)
-        except Exception as error:  # whatever the compiler throws, training works without it
-            say(f"torch.compile does not work here ({type(error).__name__}); training goes on without it, slower")
-            for block in model.h:
-                block._compiled_call_impl = None
-            optimizers.zero_grad()
-            torch.set_rng_state(rng)
-            return differentiate(batch)
-
-    def report_of(step: int, loss: float, lr: float) -> StepReport:
+    def report(self, step: int, loss: float) -> StepReport:
+        """What is known after `step` steps."""
+        settings, task = self.settings, self.task
         # the median of the last steps: one slow step (a compile, a checkpoint) must not spoil the estimate
-        recent = sorted(step_seconds[-20:])
+        recent = sorted(self.step_seconds[-20:])
         typical = recent[len(recent) // 2] if recent else math.nan
-        # validations after this step's own
-        every, ended = settings.interval, step == settings.steps
-        looks = 0 if ended else (settings.steps - 1) // every - step // every + 1
-        rss, gpu = devices.memory_mb(device)
+        to_come = (
+            0 if step == settings.steps else (settings.steps - 1) // settings.interval - step // settings.interval + 1
+        )
+        rss, gpu = devices.memory_mb(self.device)
         return StepReport(
-            stage=task.stage, step=step, total=settings.steps, loss=loss, lr=lr, tokens=step * task.tokens_per_step,
-            tokens_per_s=task.tokens_per_step / typical, elapsed_s=before_s + time.perf_counter() - started,
-            eta_s=(settings.steps - step) * typical + looks * look_s, rss_mb=rss, gpu_mb=gpu, mfu=flops / typical / peak,
+            stage=task.stage, step=step, total=settings.steps, loss=loss, lr=self.scale * settings.lr_scale,
+            tokens=step * task.tokens_per_step, tokens_per_s=task.tokens_per_step / typical, elapsed_s=self.elapsed_s(),
+            eta_s=(settings.steps - step) * typical + to_come * self.validation_s,
+            rss_mb=rss, gpu_mb=gpu, mfu=self.flops / typical / self.peak,
         )  # fmt: skip
 
-    with _interrupt_between_steps() as interrupted:
-        model.train()
-        if not resume:
-            yield evaluate_and_save(report_of(0, math.nan, 0.0))
-        for step in range(first, settings.steps):
-            begin = time.perf_counter()
-            scale = schedule(step, settings.steps, settings.warmup, settings.decay_from)
-            optimizers.set_scale(scale)
-            batch = tuple(tensor.to(device, non_blocking=True) for tensor in task.batch(step))
-            loss = (compile_and_differentiate if settings.compile and step == first else differentiate)(batch)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip)
-            optimizers.step()
-            optimizers.zero_grad()
-            value = loss.item()
-            _check_finite("loss", value, step + 1)
-            step_seconds.append(time.perf_counter() - begin)
-            done = step + 1
-            report = report_of(done, value, scale * settings.lr_scale)
-            ending = done == settings.steps
-            leaving = interrupted() or stop()
-            looking = ending or done % settings.interval == 0
-            if looking:
-                report = evaluate_and_save(report)
+    def validate_log_and_save(self, report: StepReport) -> StepReport:
+        """What is due at a validation, in the order that a killed process can repeat."""
+        begin = time.perf_counter()
+        report = self.validate(report)
+        self.task.log(report)
+        self.save(report.step)
+        self.validation_s = time.perf_counter() - begin
+        return report
+
+
+def train(
+    model: GPT,
+    task: Task,
+    settings: TrainSettings,
+    *,
+    state: dict[str, Any] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = print,
+) -> Iterator[StepReport]:
+    """Train `model` (already on its device), yielding a report for step 0 (validation only) and after each step.
+
+    Best weights (by validation loss) go through task.save_best, the whole state into task.state_path: at each validation,
+    every minute, and whenever the training is left: by `stop()`, by Ctrl-C or SIGTERM, which wait for the step in
+    progress, or because nobody iterates any more. With `state` (see load_state) the run goes on from there; raises
+    UserError if it belongs to something else.
+    """
+    training = _Training(model, task, settings, say)
+    first = training.restore(state) if state else 0
+    resumed = state is not None
+    del state  # its tensors are not needed any more
+    model.train()
+    if not resumed:
+        with _signals_wait(lambda: training.save(0)):
+            report = training.validate_log_and_save(training.report(0, math.nan))
+        yield report
+    for done in range(first + 1, settings.steps + 1):
+        with _signals_wait(lambda: training.save(done)):  # noqa: B023 (called in this turn of the loop)
+            report = training.report(done, training.step(done - 1))
+            if done == settings.steps or done % settings.interval == 0:
+                report = training.validate_log_and_save(report)
             else:
                 task.log(report)
-                if leaving:
-                    save_state(done)
+            stopping = stop()
+            if stopping or training.save_is_due():
+                training.save(done)
+        try:
             yield report
-            if leaving and not ending:
-                break
-        was_interrupted = interrupted()
-    if was_interrupted:
-        raise KeyboardInterrupt
+        except GeneratorExit:
+            training.save(done)
+            raise
+        if stopping:
+            return
 
 
 def _check_finite(what: str, value: float, step: int) -> None:
@@ -316,32 +382,53 @@ def _check_finite(what: str, value: float, step: int) -> None:
         )
 
 
-def _identity(task: Task, settings: TrainSettings) -> dict[str, Any]:
-    """What must be the same when a run is resumed. It may be made longer then."""
-    free = ("steps", "tokens", "minutes", "eval_every", "compile")
-    fixed = {name: value for name, value in asdict(settings).items() if name not in free}
-    return {**task.identity, "settings": fixed, "stage": task.stage}
+FREE = ("steps", "tokens", "minutes", "eval_every", "val_batches", "compile")  # settings that may change on resume
 
 
-def saved_progress(task: Task, settings: TrainSettings) -> tuple[int, int]:
-    """After how many steps the task's state was saved, and how many it was to be in all.
+def previous_state(path: Path) -> Path:
+    """Where the state before the one in `path` is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
 
-    Raises UserError if it cannot be resumed with these settings.
+
+def unfinished_state(path: Path) -> Path:
+    """Where a state waits until it takes the place of the one in `path`; killed then, a process leaves it there."""
+    return path.with_name(f"{path.name}.next")
+
+
+def has_state(path: Path) -> bool:
+    """Whether there is a state to go on from."""
+    return path.is_file() or previous_state(path).is_file()
+
+
+def load_state(path: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """The newest state that can be read: that in `path`, or the one before it, and then `say` is told.
+
+    Raises UserError if there is none.
     """
-    state = checkpoint.load_file(task.state_path, check=False)
-    _check_identity(task.state_path, state.get("identity", {}), _identity(task, settings))
-    return state["step"], state["steps"]
+    try:
+        state = checkpoint.load_file(path)
+    except UserError as error:
+        if not previous_state(path).is_file():
+            raise
+        state = checkpoint.load_file(previous_state(path))
+        say(f"{error}: going on from the state before it, after {state['step']} steps.")
+    if "settings" not in state:
+        raise UserError(f"{path.name} is no training state of this version of nanochat; start over without resume")
+    return state
 
 
-def _check_identity(path: Path, saved: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise UserError naming both sides if the state file is of another run than the one to go on with."""
-    for key in sorted(saved.keys() | now.keys()):
+def state_settings(state: dict[str, Any]) -> TrainSettings:
+    """The settings that a saved training was begun with."""
+    return TrainSettings(**state["settings"])
+
+
+def check_state(task: Task, settings: TrainSettings, state: dict[str, Any]) -> None:
+    """Raise UserError naming both sides if a state is of another run than the one to go on with."""
+    saved = {**state["identity"], **state["settings"]}
+    now = {**task.identity, "stage": task.stage, **asdict(settings)}
+    for key in sorted((saved.keys() | now.keys()) - set(FREE)):
         if saved.get(key) != now.get(key):
-            one, other = saved.get(key), now.get(key)
-            if isinstance(one, dict) and isinstance(other, dict):
-                key = next(k for k in {**one, **other} if one.get(k) != other.get(k))
-                one, other = one.get(key), other.get(key)
             raise UserError(
-                f"{path.name} was made with {key} {one!r}, now it is {other!r}; resume with the same settings or start "
-                "over without resume"
+                f"the saved training was begun with {key} {saved.get(key)!r}, now it is {now.get(key)!r}; resume with "
+                "the same settings or start over without resume"
             )

@@ -22,7 +22,7 @@ import torch
 import torch._dynamo  # every optimizer imports it, which would be most of a child's life
 from home import SETTINGS, SHAPE
 
-from nanochat import checkpoint, dataset, devices, paths, qa, stages
+from nanochat import checkpoint, dataset, devices, paths, qa, runfiles, stages
 
 TIMES = {"tokens_per_s", "elapsed_s", "eta_s", "rss_mb", "gpu_mb", "mfu", "eval_s"}
 Before = Callable[[], None]
@@ -161,7 +161,7 @@ def summary(project: Path, stage: str) -> dict[str, Any]:
     """Everything that must be the same, however often the run was killed."""
     os.environ["NANOCHAT_HOME"] = str(project)
     state = checkpoint.load_file(paths.last_path("r", stage))
-    metrics = [record for record in stages.read_metrics("r") if record["stage"] == stage]
+    metrics = [record for record in runfiles.read_metrics("r") if record["stage"] == stage]
     return {
         "files": sorted(path.name for path in paths.run_dir("r").iterdir()),
         "best": hashlib.sha256(paths.checkpoint_path("r", stage).read_bytes()).hexdigest(),

@@ -30,6 +30,10 @@ def tried(monkeypatch):
     return calls
 
 
+def never() -> bool:
+    return False
+
+
 def fresh(**changes) -> GPT:
     torch.manual_seed(0)
     return GPT(small_config(block_size=16, **changes))
@@ -101,7 +105,7 @@ def test_trying_out_changes_nothing(tmp_path, compile):
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     model = fresh(dropout=0.1)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    seconds, spent = try_out(model, counting_task(tmp_path), settings, str)
+    seconds, spent = try_out(model, counting_task(tmp_path), settings, str, never)
     assert 0 < seconds < spent < math.inf
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -113,7 +117,7 @@ def test_what_was_compiled_to_try_is_not_compiled_again(tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self) or _as_compiled(self))
     model, settings = fresh(), replace(SETTINGS, compile=True)
-    try_out(model, counting_task(tmp_path), settings, str)
+    try_out(model, counting_task(tmp_path), settings, str, never)
     list(train(model, counting_task(tmp_path), settings, say=str))
     assert len(compiled) == len(model.h)
 
@@ -131,7 +135,7 @@ def test_the_seconds_of_a_step_are_those_of_a_step_after_the_first(tmp_path, mon
         return counting_task(tmp_path).batch(step)
 
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    seconds, spent = try_out(fresh(), counting_task(tmp_path, batch=batch), SETTINGS, str)
+    seconds, spent = try_out(fresh(), counting_task(tmp_path, batch=batch), SETTINGS, str, never)
     assert (seconds, spent) == (2.0, 108.0)
 
 
@@ -143,7 +147,7 @@ def test_quick_steps_are_tried_until_they_have_found_their_pace(tmp_path, monkey
         return counting_task(tmp_path).batch(step)
 
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
-    seconds, spent = try_out(fresh(), counting_task(tmp_path, batch=batch), SETTINGS, str)
+    seconds, spent = try_out(fresh(), counting_task(tmp_path, batch=batch), SETTINGS, str, never)
     assert seconds == 0.125
     assert spent <= 10.0 + budget.TRY_S + 0.5
 

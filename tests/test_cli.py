@@ -16,7 +16,7 @@ from pathlib import Path
 import home
 import pytest
 
-from nanochat import budget, checkpoint, cli, config, course, dataset, devices, paths, qa, stages
+from nanochat import budget, checkpoint, cli, config, course, dataset, devices, paths, qa, runfiles, stages
 from nanochat.trainer import StepReport
 
 COMMANDS = ("course", "prepare", "pretrain", "finetune", "evaluate", "ask", "sample", "chat", "lab")
@@ -200,7 +200,7 @@ WRONG = {
         ["pretrain", "--run", "r", "--resume", "--corpus", "b.txt"], "begun with corpus stories, not b;"
     ),
     "another model": (
-        ["pretrain", "--run", "r", "--resume", "--model", "very_small_for_test", "--batch-size", "2"], "made with model"
+        ["pretrain", "--run", "r", "--resume", "--model", "very_small_for_test", "--batch-size", "2"], "begun with model"
     ),
     "another batch": (["pretrain", "--run", "r", "--resume", "--batch-size", "3"], "batch_size 2, now it is 3"),
     "other questions than the model's": (
@@ -408,7 +408,10 @@ def test_a_profile_names_its_run(project, nanochat, monkeypatch):
 def test_training_says_what_it_kept_of_an_earlier_model_and_where_the_new_one_is(project, nanochat):
     status, out, err = nanochat("pretrain", "--model", "tiny", "--run", "r", *TRAINING)
     assert (status, out) == (0, "")
-    assert "An earlier r_base_model.pt is kept as r_base_model.previous.pt." in err
+    assert (
+        "The earlier base_model, fine_tuned of run 'r' is kept in earlier-1; `nanochat restore --run r earlier-1`"
+        in err
+    )
     assert err.splitlines()[-1].endswith(str(project / "out" / "r" / "r_base_model.pt"))
 
 
@@ -457,7 +460,7 @@ def test_ctrl_c_saves_and_shows_a_command_that_goes_on(project, nanochat, monkey
     nanochat("prepare", "--corpus", "other.txt", "--tokenizer", "bpe:280")
     assert nanochat(*again)[0] == 0
     assert checkpoint.load_file(paths.last_path(run, stage))["step"] == 6
-    assert [r["step"] for r in stages.read_metrics(run) if r["stage"] == stage] == list(range(7))
+    assert [r["step"] for r in runfiles.read_metrics(run) if r["stage"] == stage] == list(range(7))
 
 
 def test_an_interrupted_resume_shows_the_same_command_again(project, nanochat, monkeypatch):
@@ -476,29 +479,77 @@ def test_ctrl_c_before_anything_is_saved_promises_nothing(project, nanochat, mon
     assert nanochat("prepare", "--corpus", "stories.txt") == (130, "", "nanochat: interrupted\n")
 
 
-def test_resume_needs_no_more_than_the_name_of_a_run_in_its_profile(project, nanochat, monkeypatch):
-    """Corpus, model, seed and number of steps are those it was begun with."""
-    monkeypatch.setitem(
-        config.PROFILES, "default", config.replace(config.PROFILES["default"], batch_size=2, finetune_steps=5)
-    )
+@pytest.mark.parametrize("stage", ["base_model", "fine_tuned"])
+def test_resume_needs_no_more_than_the_name_of_the_run(project, nanochat, monkeypatch, stage):
+    """Corpus, questions, model, seed, batch size, rates and number of steps are those it was begun with."""
     interrupt_at(2, monkeypatch)
-    nanochat("pretrain", "--model", "tiny", "--run", "new", "--steps", "5", "--seed", "7")
-    assert nanochat("pretrain", "--run", "new", "--resume")[0] == 0
-    assert [r["step"] for r in stages.read_metrics("new")] == list(range(6))
+    how = ("--profile", "long", "--steps", "5", "--seed", "7", "--batch-size", "3", "--run", "r")
+    if stage == "base_model":
+        words = ("pretrain", *how, "--model", "tiny", "--corpus", "stories.txt")
+    else:
+        words = ("finetune", *how, "--qa", "animals.json")
+    assert nanochat(*words)[0] == 130
+    begun = checkpoint.load_file(paths.last_path("r", stage))["settings"]
+    assert nanochat(words[0], "--run", "r", "--resume")[0] == 0
+    state = checkpoint.load_file(paths.last_path("r", stage))
+    assert (state["step"], state["settings"]) == (5, begun)
+    assert (begun["batch_size"], begun["seed"]) == (3, 7)
+    assert begun["lr_scale"] == (1.0 if stage == "base_model" else config.profile("long").finetune_lr_scale)
+
+
+def test_a_run_made_longer_and_interrupted_again_goes_on_to_its_new_end(project, nanochat, monkeypatch):
+    """Though no better weights, which name the old number of steps, have been saved meanwhile."""
+    worse = iter(range(10, 1000))
+    monkeypatch.setattr(stages, "mean_loss", lambda *args: {"val_loss": float(next(worse))})
+    interrupt_at(8, monkeypatch)
+    assert nanochat("pretrain", "--run", "r", "--resume", "--steps", "12")[0] == 130
+    assert nanochat("pretrain", "--run", "r", "--resume")[0] == 0
+    assert checkpoint.read_meta(paths.checkpoint_path("r", "base_model"))["steps"] == 6
+    assert runfiles.read_metrics("r")[-1]["step"] == 12
+
+
+def test_another_profile_than_it_was_begun_with_is_refused(project, nanochat):
+    status, _, err = nanochat("finetune", "--run", "r", "--resume", "--steps", "9", "--profile", "long")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "the saved training was begun with batch_size 2, now it is 16" in err
+
+
+def test_ctrl_c_while_steps_are_tried_promises_nothing_of_the_run_before(project, nanochat, monkeypatch):
+    def try_out(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(budget, "try_out", try_out)
+    before = tree(project / "out" / "r")
+    status, _, err = nanochat("pretrain", "--model", "tiny", "--run", "r", "--minutes", "1")
+    assert status == 130 and "go on with" not in err
+    assert tree(project / "out" / "r") == before
+
+
+def test_a_profile_that_is_named_is_not_overruled_by_what_was_prepared_last(project, nanochat, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        dataset, "prepare_corpus", lambda corpus, tokenizer, **options: asked.append((corpus, tokenizer))
+    )
+    monkeypatch.setattr(stages, "pretrain", lambda *args, **options: [])
+    assert nanochat("pretrain", "--profile", "gpu", "--run", "new")[0] == 0
+    assert nanochat("pretrain", "--profile", "default", "--run", "new")[0] == 0
+    assert asked == [("TinyStories", "gpt2"), ("almanac", "bpe:1024")]
 
 
 def test_resume_with_more_steps_trains_longer(project, nanochat):
     more = ("--resume", "--run", "r", "--batch-size", "2", "--steps", "8")
     assert nanochat("finetune", *more)[0] == 0
     assert nanochat("pretrain", *more)[0] == 0
-    steps = {stage: [r["step"] for r in stages.read_metrics("r") if r["stage"] == stage] for stage in paths.STAGES[:2]}
+    steps = {
+        stage: [r["step"] for r in runfiles.read_metrics("r") if r["stage"] == stage] for stage in paths.STAGES[:2]
+    }
     assert steps == {"base_model": list(range(9)), "fine_tuned": list(range(9))}
 
 
 def test_how_long_can_be_said_in_tokens(project, nanochat):
     status, _, err = nanochat("pretrain", "--model", "tiny", "--run", "new", "--tokens", "200", "--batch-size", "2")
     assert status == 0, err
-    assert [r["step"] for r in stages.read_metrics("new")] == list(range(5))  # 200 tokens are 3.1 steps of 2 x 32
+    assert [r["step"] for r in runfiles.read_metrics("new")] == list(range(5))  # 200 tokens are 3.1 steps of 2 x 32
 
 
 def test_how_long_can_be_said_in_minutes_and_a_resume_goes_by_the_steps_that_they_were(project, nanochat, monkeypatch):
@@ -509,7 +560,7 @@ def test_how_long_can_be_said_in_minutes_and_a_resume_goes_by_the_steps_that_the
     assert status == 130 and "113 steps of 64 tokens at 1.00 s: about 2 min" in err
     assert checkpoint.load_file(paths.last_path("new", "base_model"))["step"] == 4
     assert nanochat("pretrain", *how, "--resume")[0] == 0
-    assert stages.read_metrics("new")[-1]["step"] == 113
+    assert runfiles.read_metrics("new")[-1]["step"] == 113
 
 
 def test_resume_of_what_is_done_says_so(project, nanochat):

@@ -14,7 +14,7 @@ import torch
 from small import counting_task, small_config
 
 from nanochat.model import GPT
-from nanochat.trainer import StepReport, TrainSettings, train
+from nanochat.trainer import StepReport, TrainSettings, load_state, train
 from nanochat.widgets import monitor
 from nanochat.widgets.monitor import CURVES, Monitor, panel_html, sentence
 
@@ -113,10 +113,11 @@ def test_what_came_before_is_shown_until_a_training_starts() -> None:
 def test_stop_ends_the_training_and_go_on_gives_what_an_uninterrupted_one_gives(tmp_path: Path) -> None:
     settings = TrainSettings(steps=6, batch_size=4, eval_every=3)
 
-    def training(folder: Path, **how: Any) -> Iterator[StepReport]:
+    def training(folder: Path, resume: bool = False, **how: Any) -> Iterator[StepReport]:
         folder.mkdir(exist_ok=True)
         torch.manual_seed(0)
-        return train(GPT(small_config()), counting_task(folder), settings, **how)
+        state = load_state(folder / "state.pt") if resume else None
+        return train(GPT(small_config()), counting_task(folder), settings, state=state, **how)
 
     def held_after_two(*, stop: Callable[[], bool], **how: Any) -> Iterator[StepReport]:
         """As `training`, but waiting after step 2 until Stop was clicked: no timing decides this test."""

@@ -290,14 +290,14 @@ MUTATIONS = [
     mutation(
         "gradients-pile-up",
         "trainer",
-        "optimizers.step()\n            optimizers.zero_grad()",
-        "optimizers.step()",
+        "self.optimizers.step()\n        self.optimizers.zero_grad()",
+        "self.optimizers.step()",
         "trainer::test_a_step_follows_the_gradient_of_its_own_batch_alone",
     ),
     mutation(
         "resumed-without-momentum",
         "trainer",
-        'optimizers.load_state_dict(state["optimizers"])',
+        'self.optimizers.load_state_dict(state["optimizers"])',
         "pass",
         "trainer::test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit[5-modern]",
     ),

@@ -10,7 +10,7 @@ import statistics
 import home
 import pytest
 
-from nanochat import config, devices, evaluate, paths, report, stages
+from nanochat import config, devices, evaluate, paths, report, runfiles
 from nanochat.config import UserError
 
 RAN = [
@@ -80,7 +80,7 @@ def test_the_report_has_the_times_and_the_memory_of_every_notebook(standard):
 
 def test_the_report_has_the_losses_speed_and_memory_of_every_stage(standard):
     text, content = standard
-    by_stage = {stage: [r for r in stages.read_metrics("r") if r["stage"] == stage] for stage in paths.STAGES[:2]}
+    by_stage = {stage: [r for r in runfiles.read_metrics("r") if r["stage"] == stage] for stage in paths.STAGES[:2]}
     assert list(content["models"]) == list(by_stage)
     for stage, records in by_stage.items():
         model = content["models"][stage]

@@ -47,6 +47,7 @@ LEVELS = (
         "feedback",
         "preference",
         "progress",
+        "runfiles",
         "budget",
         "stages",
     ),

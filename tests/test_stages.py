@@ -13,7 +13,7 @@ import torch
 from home import SETTINGS, SHAPE
 from small import steps_of
 
-from nanochat import checkpoint, dataset, devices, paths, qa, stages
+from nanochat import checkpoint, dataset, devices, paths, qa, runfiles, stages
 from nanochat.config import PROFILES, UserError, profile
 from nanochat.trainer import TrainSettings
 
@@ -46,7 +46,8 @@ def corpus_of(project):
 
 
 def content(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock")
+    return {p.relative_to(folder): p.read_bytes() for p in files}
 
 
 # --- pretraining ---------------------------------------------------------------------------------
@@ -55,7 +56,8 @@ def content(folder):
 def test_pretraining_leaves_a_model_a_state_and_metrics_where_the_design_says(project):
     out = project / "out" / "r"
     assert {p.name for p in out.iterdir()} == {
-        "r_base_model.pt", "base_model_last.pt", "r_fine_tuned.pt", "fine_tuned_last.pt", "metrics.jsonl"
+        "r_base_model.pt", "base_model_last.pt", "base_model_last.previous.pt",
+        "r_fine_tuned.pt", "fine_tuned_last.pt", "fine_tuned_last.previous.pt", "metrics.jsonl", ".lock",
     }  # fmt: skip
 
 
@@ -231,7 +233,7 @@ def test_metrics_have_one_strict_json_line_for_each_step_of_each_stage(project):
     lines = paths.metrics_path("r").read_text().splitlines()
     for line in lines:
         json.loads(line, parse_constant=pytest.fail)
-    records = stages.read_metrics("r")
+    records = runfiles.read_metrics("r")
     assert [(r["stage"], r["step"]) for r in records] == [
         (stage, step) for stage in ("base_model", "fine_tuned") for step in range(7)
     ]
@@ -243,55 +245,20 @@ def test_metrics_have_one_strict_json_line_for_each_step_of_each_stage(project):
 
 def test_a_torn_last_line_is_left_out_and_mended_by_going_on(project):
     path = paths.metrics_path("r")
-    whole = stages.read_metrics("r")
+    whole = runfiles.read_metrics("r")
     with path.open("a") as file:
         file.write('{"stage": "base_model", "sample": "an odd }')
-    assert stages.read_metrics("r") == whole
+    assert runfiles.read_metrics("r") == whole
     home.finetune(project, settings=replace(SETTINGS, steps=7), resume=True)
-    assert [r["step"] for r in stages.read_metrics("r")] == [*range(7), *range(8)]
+    assert [r["step"] for r in runfiles.read_metrics("r")] == [*range(7), *range(8)]
     assert path.read_text().endswith("}\n")
 
 
 def test_a_run_without_metrics_has_none(nanochat_home):
-    assert stages.read_metrics("r") == []
+    assert runfiles.read_metrics("r") == []
 
 
 # --- starting over and going on ------------------------------------------------------------------
-
-
-def test_starting_over_keeps_every_trained_model_and_says_where(project):
-    path = paths.checkpoint_path("r", "fine_tuned")
-    first = path.read_bytes()
-    said: list[str] = []
-    home.finetune(project, settings=replace(SETTINGS, seed=1), say=said.append)
-    second = path.read_bytes()
-    home.finetune(project, settings=replace(SETTINGS, seed=2), say=said.append)
-    assert said == [
-        "An earlier r_fine_tuned.pt is kept as r_fine_tuned.previous.pt.",
-        "An earlier r_fine_tuned.pt is kept as r_fine_tuned.previous2.pt.",
-    ]
-    assert path.with_name("r_fine_tuned.previous.pt").read_bytes() == first
-    assert path.with_name("r_fine_tuned.previous2.pt").read_bytes() == second
-    assert [r["step"] for r in stages.read_metrics("r")] == [*range(7), *range(7)]
-    assert {(run, stage) for run, stage, _ in checkpoint.available()} == {("r", "base_model"), ("r", "fine_tuned")}
-
-
-def test_a_model_that_was_never_trained_is_not_kept(project):
-    said: list[str] = []
-    reports = stages.pretrain("new", corpus_of(project), settings=SETTINGS, device="cpu", say=said.append, **SHAPE)
-    next(reports)
-    reports.close()
-    assert checkpoint.read_meta(paths.checkpoint_path("new", "base_model"))["step"] == 0
-    home.pretrain(corpus_of(project), "new", say=said.append)
-    assert said == []
-    assert not list(paths.run_dir("new").glob("*previous*"))
-
-
-def test_starting_over_leaves_the_other_stages_alone(project):
-    tuned = paths.checkpoint_path("r", "fine_tuned").read_bytes()
-    home.pretrain(corpus_of(project), settings=replace(SETTINGS, seed=1))
-    assert paths.checkpoint_path("r", "fine_tuned").read_bytes() == tuned
-    assert [r["stage"] for r in stages.read_metrics("r")] == ["fine_tuned"] * 7 + ["base_model"] * 7
 
 
 def test_going_on_with_a_run_that_is_done_says_so_and_changes_nothing(project):
@@ -305,12 +272,12 @@ def test_going_on_with_a_run_that_is_done_says_so_and_changes_nothing(project):
 def test_a_finished_run_can_be_made_longer(project):
     reports = home.pretrain(corpus_of(project), settings=replace(SETTINGS, steps=9), resume=True)
     assert [r.step for r in reports] == [7, 8, 9]
-    assert not list(paths.run_dir("r").glob("*previous*"))
+    assert not list(paths.run_dir("r").glob("earlier-*"))
 
 
 def test_going_on_without_a_state_is_refused_and_nothing_is_written(project):
     before = content(project)
-    with pytest.raises(UserError, match=r"there is no checkpoint base_model_last\.pt"):
+    with pytest.raises(UserError, match="run 'new' has no pretraining to resume"):
         home.pretrain(corpus_of(project), "new", resume=True)
     assert content(project) == before
 
@@ -318,8 +285,8 @@ def test_going_on_without_a_state_is_refused_and_nothing_is_written(project):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_layer": 1}, r"made with model .*n_layer=2.*, now it is .*n_layer=1"),
-        ({"settings": replace(SETTINGS, seed=9, steps=20)}, "made with seed 5, now it is 9"),
+        ({"n_layer": 1}, r"begun with model .*n_layer=2.*, now it is .*n_layer=1"),
+        ({"settings": replace(SETTINGS, seed=9, steps=20)}, "begun with seed 5, now it is 9"),
     ],
 )
 def test_going_on_with_other_settings_is_refused_and_nothing_is_written(project, changes, message):
@@ -339,9 +306,44 @@ def test_going_on_with_other_text_is_refused_naming_both_fingerprints(project):
 
 def test_going_on_finetuning_after_the_base_model_changed_is_refused(project):
     old = checkpoint.read_meta(paths.checkpoint_path("r", "base_model"))["fingerprint"]
-    home.pretrain(corpus_of(project), settings=replace(SETTINGS, seed=1))
+    home.pretrain(corpus_of(project), settings=replace(SETTINGS, steps=12, eval_every=1), resume=True)
+    assert checkpoint.read_meta(paths.checkpoint_path("r", "base_model"))["fingerprint"] != old
     with pytest.raises(UserError, match=f"base model '{old}', now it is"):
         home.finetune(project, settings=replace(SETTINGS, steps=20), resume=True)
+
+
+def test_a_run_made_longer_is_validated_on_the_same_rows(project, monkeypatch):
+    """However many rows a run of the new length would take: the best result so far was measured on these."""
+    seen = []
+    original = stages.mean_loss
+
+    def mean_loss(model, batches, tokenizer):
+        batches = list(batches)
+        seen.append([batch[0].tobytes() for batch in batches])
+        return original(model, iter(batches), tokenizer)
+
+    monkeypatch.setattr(stages, "mean_loss", mean_loss)
+    settings = TrainSettings(steps=10, batch_size=2)
+    home.pretrain(corpus_of(project), "new", settings)
+    longer = replace(settings, steps=400)
+    assert stages.val_batches(longer) > stages.val_batches(settings)
+    reports = stages.pretrain(
+        "new", corpus_of(project), settings=longer, device="cpu", say=str, resume=True, stop=lambda: True, **SHAPE
+    )
+    list(reports)
+    home.pretrain(corpus_of(project), "new", replace(settings, steps=12), resume=True)
+    assert len(seen) > 11 and all(rows == seen[0] for rows in seen)
+
+
+def test_a_training_that_is_stopped_while_it_is_tried_out_changes_nothing(project, monkeypatch):
+    monkeypatch.setattr(stages.budget, "_WORTH_TRYING", 1)
+    before = content(project)
+    tries = []
+    stop = lambda: bool(tries.append(1)) or len(tries) >= 2  # noqa: E731
+    options = {"settings": SETTINGS, "device": "cpu", "say": str, **SHAPE}
+    assert list(stages.pretrain("r", corpus_of(project), stop=stop, **options)) == []
+    assert content(project) == before
+    assert len(tries) == 3, "two steps were tried, then it was asked once more"
 
 
 def test_what_a_killed_process_half_wrote_is_swept_away(project):
@@ -364,10 +366,27 @@ def test_loading_takes_the_latest_stage_of_the_newest_run(project):
     assert stages.load("r", device="cpu").meta["stage"] == "fine_tuned"
 
 
-def test_a_run_exists_once_something_was_trained(project):
-    assert stages.run_exists("r")
-    paths.run_dir("empty").mkdir()
-    assert not stages.run_exists("empty")
+def test_a_model_whose_base_model_changed_is_not_used_without_a_word(project):
+    said = []
+    stages.load("r", device="cpu", say=said.append)
+    assert said == []
+    parent = checkpoint.read_meta(paths.checkpoint_path("r", "fine_tuned"))["parent"]
+    home.pretrain(corpus_of(project), settings=replace(SETTINGS, steps=12, eval_every=1), resume=True)
+    stages.load("r", device="cpu", say=said.append)
+    now = checkpoint.read_meta(paths.checkpoint_path("r", "base_model"))["fingerprint"]
+    [sentence] = said
+    assert "r_fine_tuned.pt was trained from" in sentence and parent in sentence and now in sentence
+    paths.checkpoint_path("r", "base_model").unlink()
+    stages.load("r", device="cpu", say=said.append)
+    assert "no earlier stage is there" in said[-1]
+
+
+def test_a_standin_is_used_only_by_its_name(project):
+    home.pretrain(corpus_of(project), "late", standin=True)
+    home.finetune(project, "late")
+    assert checkpoint.find() == paths.checkpoint_path("r", "fine_tuned")
+    assert checkpoint.find("late") == paths.checkpoint_path("late", "fine_tuned")
+    assert [run for run, _, _ in checkpoint.available() if run != "box"][-2:] == ["late", "late"]
 
 
 @pytest.mark.parametrize("name", PROFILES)

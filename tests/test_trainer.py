@@ -14,7 +14,7 @@ from small import ARCHS, counting, counting_task, small_config, small_model, ste
 from nanochat import checkpoint, devices, trainer
 from nanochat.config import UserError
 from nanochat.model import GPT
-from nanochat.trainer import TrainSettings, saved_progress, train
+from nanochat.trainer import TrainSettings, check_state, load_state, previous_state, state_settings, train
 
 SETTINGS = TrainSettings(steps=10, batch_size=4, seed=5, eval_every=4)
 
@@ -31,9 +31,11 @@ def fresh(arch: str = "modern", seed: int = 0, **changes) -> GPT:
 
 
 def run(folder, model: GPT | None = None, settings: TrainSettings = SETTINGS, *, take: int | None = None, **options):
-    """Reports of a training in `folder`; with `take`, it is given up after so many as a crash would."""
+    """Reports of a training in `folder`; with `take`, nobody wants more than so many of them."""
     changes = options.pop("task", {})
     said: list[str] = []
+    if options.pop("resume", False):
+        options["state"] = load_state(folder / "state.pt")
     reports = train(
         fresh() if model is None else model, counting_task(folder, **changes), settings, say=said.append, **options
     )
@@ -249,7 +251,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, arch, cras
     whole = run(tmp_path / "a", fresh(arch, dropout=0.1), settings)
     before = run(tmp_path / "b", fresh(arch, dropout=0.1), settings, take=crash)
     after = run(tmp_path / "b", fresh(arch, dropout=0.1, seed=9), settings, resume=True)
-    assert after[0].step == (0 if crash < 5 else 4 if crash < 9 else 8) + 1
+    assert after[0].step == crash
     assert steps_of(before[: after[0].step]) + steps_of(after) == steps_of(whole)
     assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
     best = [torch.load(tmp_path / name / "best.pt", weights_only=True) for name in "ab"]
@@ -260,7 +262,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, arch, cras
 def test_a_resume_goes_on_counting_time(tmp_path):
     before = run(tmp_path, take=6)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert 0 < state["elapsed_s"] <= before[-1].elapsed_s
+    assert 0 < before[-1].elapsed_s <= state["elapsed_s"]
     assert run(tmp_path, resume=True, take=1)[0].elapsed_s > state["elapsed_s"]
 
 
@@ -296,11 +298,11 @@ def test_going_on_with_something_else_is_refused_naming_both_sides(tmp_path, set
     run(tmp_path, take=1)
     before = (tmp_path / "state.pt").read_bytes()
     changed = replace(SETTINGS, **settings)
-    with pytest.raises(UserError, match=f"state.pt was made with {sides}") as error:
+    with pytest.raises(UserError, match=f"the saved training was begun with {sides}") as error:
         run(tmp_path, settings=changed, resume=True, task=task)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=sides):
-        saved_progress(counting_task(tmp_path, **task), changed)
+        check_state(counting_task(tmp_path, **task), changed, load_state(tmp_path / "state.pt"))
     assert (tmp_path / "state.pt").read_bytes() == before
 
 
@@ -308,7 +310,9 @@ def test_what_does_not_change_the_result_may_be_changed_on_the_way(tmp_path):
     expected = steps_of(run(tmp_path))[-1]
     run(tmp_path, take=6)
     changed = replace(SETTINGS, eval_every=3, minutes=5.0)
-    assert saved_progress(counting_task(tmp_path), changed) == (4, 10)
+    state = load_state(tmp_path / "state.pt")
+    check_state(counting_task(tmp_path), changed, state)
+    assert (state["step"], state_settings(state)) == (5, SETTINGS)
     assert steps_of(run(tmp_path, settings=changed, resume=True))[-1][:3] == expected[:3]
 
 
@@ -321,13 +325,19 @@ def test_a_damaged_state_is_refused(tmp_path, content):
 
 def test_a_file_that_is_no_state_is_refused(tmp_path):
     checkpoint.save_file(tmp_path / "state.pt", {"model": {}})
-    with pytest.raises(UserError, match="was made with"):
+    with pytest.raises(UserError, match="is no training state of this version"):
         run(tmp_path, resume=True)
 
 
 def test_each_report_is_logged_after_the_best_weights_and_before_the_state(tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(checkpoint, "save_file", lambda path, content: order.append(("state", content["step"])))
+    save_file = checkpoint.save_file
+
+    def save(path, content):
+        order.append(("state", content["step"]))
+        save_file(path, content)
+
+    monkeypatch.setattr(checkpoint, "save_file", save)
     task = {
         "log": lambda report: order.append(("log", report.step)),
         "save_best": lambda model, report: order.append(("best", report.step)),
@@ -365,14 +375,99 @@ def interrupting(step: int, times: int = 1):
     return batch
 
 
-def test_ctrl_c_ends_after_the_step_in_progress_saved_and_raises(tmp_path):
+def test_ctrl_c_waits_for_the_step_in_progress_saves_and_raises(tmp_path):
     reports = train(fresh(), counting_task(tmp_path, batch=interrupting(5)), SETTINGS)
-    got = [next(reports) for _ in range(7)]
-    assert got[-1].step == 6
+    got = [next(reports) for _ in range(6)]
     with pytest.raises(KeyboardInterrupt):
         next(reports)
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 6
-    assert steps_of(got) + steps_of(run(tmp_path, resume=True)) == steps_of(run(tmp_path))
+    assert steps_of([*got, *run(tmp_path, resume=True)][6:]) == steps_of(run(tmp_path))[7:]
+
+
+@pytest.mark.parametrize("first", [0, 9])
+def test_ctrl_c_during_the_first_validation_or_the_last_step_is_not_lost(tmp_path, first):
+    task = {"batch": interrupting(9)} if first else {"sample": lambda model: signal.raise_signal(signal.SIGINT)}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, task=task)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == (10 if first else 0)
+
+
+def test_sigterm_waits_for_the_step_in_progress_saves_and_then_acts(tmp_path):
+    """As a batch system or a container ends a process."""
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(saved_step(tmp_path)))
+    try:
+        terminating = lambda at: (at == 5 and signal.raise_signal(signal.SIGTERM), counting(at))[1]  # noqa: E731
+        run(tmp_path, task={"batch": terminating})
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [6]
+
+
+def saved_step(folder):
+    return torch.load(folder / "state.pt", weights_only=True)["step"]
+
+
+def test_between_two_steps_ctrl_c_is_the_callers(tmp_path):
+    """A loop that is left with `break` while the training is still referenced must not swallow the next Ctrl-C."""
+    before = signal.getsignal(signal.SIGINT)
+    reports = train(fresh(), counting_task(tmp_path), SETTINGS)
+    for _ in range(3):
+        next(reports)
+        assert signal.getsignal(signal.SIGINT) is before
+    (tmp_path / "other").mkdir()
+    other = train(fresh(), counting_task(tmp_path / "other"), SETTINGS)
+    next(other)
+    reports.close()
+    next(other)
+    other.close()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("taken", [1, 3, 6, 10])
+def test_a_training_that_is_left_saves_where_it_was(tmp_path, taken):
+    run(tmp_path, take=taken)
+    assert saved_step(tmp_path) == taken - 1
+
+
+def test_the_state_is_written_by_the_clock_as_well(tmp_path, monkeypatch):
+    """A clock on which each step takes 25 s: at the latest after the third step since the last save there is a new one."""
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    saved = []
+
+    def batch(at):
+        saved.append(saved_step(tmp_path))
+        now[0] += 25.0
+        return counting(at)
+
+    run(tmp_path, settings=replace(SETTINGS, steps=9, eval_every=9), task={"batch": batch})
+    assert saved == [0, 0, 0, 3, 3, 3, 6, 6, 6]
+
+
+# --- two generations of the state ----------------------------------------------------------------
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("fault", ["flipped", "missing"])
+def test_when_the_newest_state_is_lost_the_one_before_is_resumed(tmp_path, fault):
+    expected = steps_of(run(tmp_path))
+    assert load_state(previous_state(tmp_path / "state.pt"))["step"] == 8
+    if fault == "flipped":
+        flip_a_bit(tmp_path / "state.pt")
+    else:
+        (tmp_path / "state.pt").unlink()
+    said = []
+    state = load_state(tmp_path / "state.pt", said.append)
+    assert state["step"] == 8
+    assert len(said) == 1 and "going on from the state before it, after 8 steps" in said[0]
+    got = list(train(fresh(), counting_task(tmp_path), SETTINGS, state=state))
+    assert steps_of(got) == expected[9:]
 
 
 def test_ctrl_c_twice_ends_at_once_and_saves_no_half_made_update(tmp_path):
