@@ -1,16 +1,12 @@
-"""Where text comes from: corpora and question/answer sets by name, path or URL, and their downloads.
+"""Where text comes from: corpora and question/answer sets by name, path or URL.
 
-How files become documents is in reading.py.
+How files are downloaded is in download.py, how they become documents in reading.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import hashlib
-import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,31 +14,30 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from .config import UserError, unknown
-from .paths import atomic_write, data_dir, safe_name
-from .reading import Piece, read_pieces, strip_gutenberg
+from .download import fetch
+from .paths import data_dir, safe_name
+from .reading import Piece, read_pieces
 
 if TYPE_CHECKING:
     from .qa import Conversation
 
-__all__ = [
-    "ALMANAC", "CORPORA", "QA_SETS", "Piece", "Source", "corpus_name", "documents", "fetch", "locate",
-    "pieces", "sha256", "strip_gutenberg",
-]  # fmt: skip
+__all__ = ["ALMANAC", "CORPORA", "QA_SETS", "Source", "corpus_name", "documents", "locate", "pieces"]
 
 ALMANAC = "almanac"
-TRIES = 4
-PAUSE = 1.0  # seconds before the second try, doubled before each further one
-TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds without a byte
 
 
 @dataclass(frozen=True)
 class Source:
-    """One named corpus or question/answer set. `lines` > 0: a document is so many lines of the file."""
+    """One named corpus or question/answer set. `lines` > 0: a document is so many lines of the file.
+
+    `sha256` is that of the file at `url`, for files that never change.
+    """
 
     name: str
     url: str  # "" for what is generated here
     about: str
     lines: int = 0
+    sha256: str = ""
 
     @property
     def file_name(self) -> str:
@@ -60,7 +55,12 @@ _ALPACA = "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main"
 
 _CORPORA = (
     Source(ALMANAC, "", "facts, passages, small talk and stories, generated here; the default"),
-    Source("tiny_shakespeare", f"{_CHAR_RNN}/tinyshakespeare/input.txt", "plays of Shakespeare, 1 MB"),
+    Source(
+        "tiny_shakespeare",
+        f"{_CHAR_RNN}/tinyshakespeare/input.txt",
+        "plays of Shakespeare, 1 MB",
+        sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
     Source("sherlock_holmes", f"{_GUTENBERG}/files/1661/1661-0.txt", "Conan Doyle's Adventures, 0.6 MB"),
     Source("pride_and_prejudice", f"{_GUTENBERG}/cache/epub/1342/pg1342.txt", "Austen's novel, 0.8 MB"),
     Source("dracula", f"{_GUTENBERG}/files/345/345-0.txt", "Stoker's novel, 0.9 MB"),
@@ -71,9 +71,24 @@ _CORPORA = (
 )
 _QA_SETS = (
     Source(ALMANAC, "", "questions about the almanac, with held-out splits; the default"),
-    Source("squad_v2", f"{_SQUAD}/train-v2.0.json", "130,000 questions about passages, 40 MB"),
-    Source("squad_v2_dev", f"{_SQUAD}/dev-v2.0.json", "12,000 questions about passages, 4 MB"),
-    Source("alpaca", f"{_ALPACA}/alpaca_data.json", "52,000 instructions with answers, 23 MB"),
+    Source(
+        "squad_v2",
+        f"{_SQUAD}/train-v2.0.json",
+        "130,000 questions about passages, 40 MB",
+        sha256="68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002",
+    ),
+    Source(
+        "squad_v2_dev",
+        f"{_SQUAD}/dev-v2.0.json",
+        "12,000 questions about passages, 4 MB",
+        sha256="80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8",
+    ),
+    Source(
+        "alpaca",
+        f"{_ALPACA}/alpaca_data.json",
+        "52,000 instructions with answers, 23 MB",
+        sha256="2eddafc6b977608d778aaab8dfc7e50e547b3af9826dfb9e909d9fc362e4a419",
+    ),
 )
 CORPORA = {source.name: source for source in _CORPORA}
 QA_SETS = {source.name: source for source in _QA_SETS}
@@ -108,7 +123,7 @@ def locate(spec: str, registry: dict[str, Source] = CORPORA) -> Path | None:
     """
     downloads = data_dir("downloads")
     if source := registry.get(spec):
-        return fetch(source.url, downloads, source.file_name) if source.url else None
+        return fetch(source.url, downloads, source.file_name, expected=source.sha256) if source.url else None
     if _is_url(spec):
         # Many a file on the net is called input.txt
         name = hashlib.sha256(spec.encode()).hexdigest()[:8] + "-" + _url_file(spec)[-60:]
@@ -126,106 +141,6 @@ def _local(spec: str, registry: dict[str, Source]) -> Path:
     if re.fullmatch(r"[\w-]+", spec):
         raise UserError(f"{unknown(kind, spec, registry)}; or give the path of a file, or a URL")
     raise UserError(f"there is no file {spec!r}; check the path, or take one of: {', '.join(registry)}")
-
-
-def fetch(url: str, folder: Path, name: str) -> Path:
-    """`folder/name`, downloaded from `url` unless it is there already; a file put there by hand is as good.
-
-    The sha256 of a download is kept in `name.sha256` and checked the next time. A download that broke off is
-    gone on with, if the server can. Raises UserError if it fails, or if the file has changed since.
-    """
-    target = Path(folder) / name
-    checksum = target.with_name(f"{name}.sha256")
-    if target.is_file():
-        if checksum.is_file() and checksum.read_text(encoding="ascii").split()[:1] != [sha256(target)]:
-            raise UserError(f"{target} is not as it was downloaded; delete it, or {checksum.name} to keep it")
-        return target
-    if not url.startswith(("http://", "https://")):
-        raise UserError(f"cannot download {url}, only http and https; save it by hand as {target}")
-    import pooch
-    import requests
-
-    pooch.get_logger().setLevel("WARNING")
-    download = functools.partial(_download, part=target.with_name(f".{name}.part"))
-    try:
-        pooch.retrieve(url, known_hash=None, fname=name, path=folder, downloader=download)
-    except (requests.RequestException, OSError) as error:
-        with contextlib.suppress(OSError):  # empty, unless something to go on with was left in it
-            target.parent.rmdir()
-        response = getattr(error, "response", None)
-        reason = type(error).__name__ if response is None else f"HTTP status {response.status_code}"
-        raise UserError(f"cannot download {url} ({reason}); save it by hand as {target}") from error
-    with atomic_write(checksum, "w") as file:
-        file.write(f"{sha256(target)}  {name}\n")
-    return target
-
-
-def _download(url: str, output_file: str, _pooch: object, *, part: Path) -> None:
-    """What pooch calls to download: several tries, each going on where the one before broke off."""
-    import requests
-
-    for attempt in range(TRIES):
-        try:
-            _receive(url, part)
-            break
-        except requests.RequestException as error:
-            refused = error.response is not None and error.response.status_code < 500
-            if refused or attempt == TRIES - 1:
-                raise
-            time.sleep(PAUSE * 2**attempt)
-    os.replace(part, output_file)
-    part.with_suffix(".etag").unlink(missing_ok=True)
-
-
-def _receive(url: str, part: Path) -> None:
-    """Get the rest of `part`; all of it where the server does not say that its file is still the same one."""
-    import requests
-    from tqdm import tqdm
-
-    etag = part.with_suffix(".etag")
-    start = part.stat().st_size if part.is_file() and etag.is_file() else 0
-    headers = {"Accept-Encoding": "identity"}  # so that the lengths are those of the file
-    if start:
-        headers |= {"Range": f"bytes={start}-", "If-Range": etag.read_text(encoding="latin-1")}
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if response.status_code == 416:  # nothing comes after `start`: we had it all, or it is shorter now
-            etag.unlink()
-            raise requests.ConnectionError("the rest of the download is not there")
-        response.raise_for_status()
-        start = start if response.status_code == 206 else 0
-        length = response.headers.get("Content-Length", "")
-        total = start + int(length) if length.isdigit() else None
-        with (
-            part.open("ab" if start else "wb") as file,
-            tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem[1:], disable=None) as bar,
-        ):
-            tag = response.headers.get("ETag", "W/")
-            if tag.startswith("W/"):  # a weak tag does not promise the same bytes
-                etag.unlink(missing_ok=True)
-            else:
-                etag.write_text(tag, encoding="latin-1")
-            for block in response.iter_content(1 << 16):
-                bar.update(file.write(block))
-            file.flush()
-            os.fsync(file.fileno())
-    # urllib3 says so itself since version 2
-    if total not in (None, part.stat().st_size) and "Content-Encoding" not in response.headers:
-        raise requests.ConnectionError(f"broke off after {part.stat().st_size} of {total} bytes")
-
-
-def sha256(path: Path) -> str:
-    """The hex digest of a file, computed once for each state of it."""
-    status = path.stat()
-    return _sha256(str(path.resolve()), status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _sha256(path: str, _size: int, _mtime: int) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 18):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def documents(spec: str, *, size: str = "default", seed: int = 0) -> Iterator[str | Conversation]:

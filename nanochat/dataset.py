@@ -19,10 +19,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from . import corpora, paths
+from . import corpora, download, paths
 from .config import UserError
-from .corpora import Piece
 from .qa import Conversation, QAData, load_qa, read_qa, to_record, write_qa
+from .reading import Piece
 from .tokenfiles import CHUNK, length, plain_texts, write
 from .tokenizer import Tokenizer, gpt2, parse_spec, train_bpe
 
@@ -198,7 +198,7 @@ def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> tuple[n
 def _source(spec: str, registry: dict[str, corpora.Source], size: str, seed: int) -> tuple[Path | None, str]:
     """The file of a source, if it has one, and a fingerprint of all that decides what is in it."""
     if (path := corpora.locate(spec, registry)) is not None:
-        return path, corpora.sha256(path)[:16]
+        return path, download.sha256(path)[:16]
     from . import almanac
 
     digest = hashlib.sha256(f"{size} {seed}".encode())

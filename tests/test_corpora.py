@@ -1,176 +1,21 @@
-"""Where text comes from: names, paths, URLs, downloads that break off, files of all kinds, licences."""
+"""Where text comes from: names, paths, files of all kinds, licences."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat import corpora, reading
+from nanochat import reading
 from nanochat.config import UserError
-from nanochat.corpora import CORPORA, QA_SETS, corpus_name, documents, fetch, locate, pieces, strip_gutenberg
+from nanochat.corpora import CORPORA, QA_SETS, corpus_name, documents, locate, pieces
+from nanochat.reading import strip_gutenberg
 from nanochat.tokenizer import train_bpe
-
-BODY = bytes(range(256)) * 2000  # half a megabyte: more than one read on either side
-
-
-class Server(ThreadingHTTPServer):
-    """A file server on this machine. It can break off, and it writes down what it was asked for."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.body, self.etag = BODY, '"first"'
-        self.breaks: list[int] = []  # each answer in turn ends after so many bytes; then answers are whole
-        self.status = 200
-        self.asked: list[str | None] = []  # the Range header of each request
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/some/text.txt"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        asked = self.headers["Range"]
-        self.server.asked.append(asked)
-        if self.server.status != 200:
-            self.send_error(self.server.status)
-            return
-        body, start = self.server.body, 0
-        if asked and self.headers["If-Range"] == self.server.etag:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
-            self.send_response(206 if start < len(body) else 416)
-        else:
-            self.send_response(200)
-        body = body[start:]
-        self.send_header("Content-Length", str(len(body)))
-        if self.server.etag:
-            self.send_header("ETag", self.server.etag)
-        self.end_headers()
-        self.wfile.write(body[: self.server.breaks.pop(0)] if self.server.breaks else body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(corpora, "PAUSE", 0.0)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def leftovers(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-
-
-# --- downloads ---
-
-
-def test_a_file_is_downloaded_once_and_its_checksum_remembered(server: Server, tmp_path: Path) -> None:
-    path = fetch(server.url, tmp_path / "downloads", "text.txt")
-    assert path == tmp_path / "downloads" / "text.txt" and path.read_bytes() == BODY
-    assert (tmp_path / "downloads" / "text.txt.sha256").read_text().split() == [
-        hashlib.sha256(BODY).hexdigest(),
-        "text.txt",
-    ]
-    assert fetch(server.url, tmp_path / "downloads", "text.txt") == path
-    assert server.asked == [None]
-    assert leftovers(path.parent) == ["text.txt", "text.txt.sha256"]
-
-
-def test_a_download_that_breaks_off_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
-    server.breaks = [200_000, 100_000]
-    assert fetch(server.url, tmp_path, "text.txt").read_bytes() == BODY
-    first, *starts = [int((asked or "bytes=0-")[6:-1]) for asked in server.asked]
-    assert first == 0 and 100_000 < starts[0] < starts[1] < 300_000 and len(starts) == 2
-    assert leftovers(tmp_path) == ["text.txt", "text.txt.sha256"]
-
-
-@pytest.mark.parametrize("etag", ["", 'W/"weak"'])
-def test_without_a_firm_etag_a_broken_download_begins_again(server: Server, tmp_path: Path, etag: str) -> None:
-    server.etag, server.breaks = etag, [200_000]
-    assert fetch(server.url, tmp_path, "text.txt").read_bytes() == BODY
-    assert server.asked == [None, None]
-
-
-def test_a_file_that_changed_meanwhile_is_not_pieced_together(server: Server, tmp_path: Path) -> None:
-    server.breaks = [100_000] * corpora.TRIES
-    with pytest.raises(UserError):
-        fetch(server.url, tmp_path, "text.txt")
-    server.body, server.etag = BODY[::-1], '"second"'
-    assert fetch(server.url, tmp_path, "text.txt").read_bytes() == BODY[::-1]
-
-
-def test_half_a_download_is_never_taken_for_the_file_and_is_used_the_next_time(server: Server, tmp_path: Path) -> None:
-    server.breaks = [100_000] * corpora.TRIES
-    with pytest.raises(UserError, match=r"cannot download .*text\.txt \(\w+Error\); save it by hand as .*text\.txt"):
-        fetch(server.url, tmp_path, "text.txt")
-    assert leftovers(tmp_path) == [".text.txt.etag", ".text.txt.part"]
-    server.asked.clear()
-    assert fetch(server.url, tmp_path, "text.txt").read_bytes() == BODY
-    assert len(server.asked) == 1 and server.asked[0] not in (None, "bytes=0-")
-    assert leftovers(tmp_path) == ["text.txt", "text.txt.sha256"]
-
-
-def test_a_download_that_was_complete_but_not_put_in_place_is_mended(server: Server, tmp_path: Path) -> None:
-    (tmp_path / ".text.txt.part").write_bytes(BODY)
-    (tmp_path / ".text.txt.etag").write_text(server.etag)
-    assert fetch(server.url, tmp_path, "text.txt").read_bytes() == BODY
-    assert server.asked == [f"bytes={len(BODY)}-", None]
-
-
-def test_a_refusal_names_url_and_place_and_leaves_nothing(server: Server, tmp_path: Path) -> None:
-    server.status = 404
-    with pytest.raises(UserError) as caught:
-        fetch(server.url, tmp_path / "downloads", "text.txt")
-    message = str(caught.value)
-    assert server.url in message and "404" in message and str(tmp_path / "downloads" / "text.txt") in message
-    assert "\n" not in message
-    assert server.asked == [None]  # asking again would not help
-    assert leftovers(tmp_path) == []
-
-
-def test_a_fault_of_the_server_is_tried_again(server: Server, tmp_path: Path) -> None:
-    server.status = 503
-    with pytest.raises(UserError, match="503"):
-        fetch(server.url, tmp_path, "text.txt")
-    assert len(server.asked) == corpora.TRIES
-
-
-def test_no_network_is_one_error_that_says_where_to_put_the_file(
-    server: Server, nanochat_home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server.server_close()
-    with pytest.raises(UserError, match="ConnectionError"):
-        locate(server.url)
-    assert leftovers(nanochat_home / "data") == []
-
-
-def test_a_changed_download_is_noticed(server: Server, tmp_path: Path) -> None:
-    path = fetch(server.url, tmp_path, "text.txt")
-    path.write_bytes(b"something else")
-    with pytest.raises(UserError, match=r"not as it was downloaded.*text\.txt\.sha256"):
-        fetch(server.url, tmp_path, "text.txt")
-    (tmp_path / "text.txt.sha256").unlink()
-    assert fetch(server.url, tmp_path, "text.txt") == path
 
 
 @pytest.mark.parametrize("name", [name for name in CORPORA if name != "almanac"])
@@ -179,7 +24,7 @@ def test_a_file_put_there_by_hand_is_used_without_a_network(name: str, nanochat_
     path.parent.mkdir(parents=True)
     path.write_bytes(gzip.compress(b"by hand\n") if path.suffix == ".gz" else b"by hand\n")
     assert [text.strip() for text in documents(name)] == ["by hand"]
-    assert leftovers(path.parent) == [path.name]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize("name", [name for name in QA_SETS if name != "almanac"])
@@ -188,14 +33,6 @@ def test_a_question_set_put_there_by_hand_is_found(name: str, nanochat_home: Pat
     path.parent.mkdir(parents=True)
     path.write_text("[]")
     assert locate(name, QA_SETS) == path
-
-
-def test_a_url_is_downloaded_and_read(server: Server, nanochat_home: Path) -> None:
-    server.body = b"one\n<|endoftext|>\ntwo"
-    assert list(documents(server.url)) == ["one", "two"]
-    assert list(documents(server.url)) == ["one", "two"]
-    assert len(server.asked) == 1
-    assert corpus_name(server.url) == "text"
 
 
 def test_other_protocols_are_refused(nanochat_home: Path) -> None:

