@@ -34,7 +34,7 @@ PYPI_NAME = {"pytorch-cpu": "torch", "matplotlib-base": "matplotlib"}
 LEVELS = (
     ("config", "paths", "devices"),
     ("tokenizer", "model", "loss", "optim"),
-    ("conversation", "packing", "qa", "almanac", "reading", "corpora", "tokenfiles", "dataset"),
+    ("jsonfiles", "conversation", "packing", "qa", "almanac", "reading", "corpora", "tokenfiles", "dataset"),
     (
         "checkpoint",
         "trainer",
