@@ -74,7 +74,7 @@ def prepare_corpus(
         return data
     total = path.stat().st_size if path else None
     pieces = _reported(corpora.pieces(corpus, size=size, seed=seed), total, report)
-    with _nothing_left_behind(folder):
+    with _all_or_nothing(folder):
         tok, pieces = _tokenizer(tokenizer, pieces)
         dtype = np.dtype(np.uint16 if tok.vocab_size <= 1 << 16 else np.uint32)
         meta = {"name": name, "corpus": corpora.source_of(corpus), **derived, "dtype": dtype.name}
@@ -137,16 +137,16 @@ def prepare_qa(qa: str, tok: Tokenizer, block_size: int, *, seed: int = 0, size:
         "block_size": block_size,
     }  # fmt: skip
     with contextlib.suppress(UserError):
-        data = load_qa(folder)
-        if derived.items() <= data.meta.items():
+        if derived.items() <= (data := load_qa(folder)).meta.items():
             return data
+        del data  # Windows replaces no file that is still mapped
     if path is None:
         from . import almanac
 
         convs = almanac.conversations(size, seed)
     else:
         convs = read_qa(path)
-    with _nothing_left_behind(folder), paths.atomic_write(folder / "qa_input.json", "w") as file:
+    with _all_or_nothing(folder), paths.atomic_write(folder / "qa_input.json", "w") as file:
         origin = {"format": FORMAT, "qa": corpora.source_of(qa, corpora.QA_SETS), "source_fingerprint": fingerprint}
         write_qa(_copied(convs, file), folder, name, tok, block_size=block_size, origin=origin)
     return load_qa(folder)
@@ -223,16 +223,35 @@ def _prepared(folder: Path, derived: dict[str, Any]) -> CorpusData | None:
 
 
 @contextlib.contextmanager
-def _nothing_left_behind(folder: Path) -> Iterator[None]:
-    """A folder that was made for nothing goes again."""
-    existed = folder.is_dir()
+def _all_or_nothing(folder: Path) -> Iterator[None]:
+    """If preparation fails, keep an earlier one that is still whole, and no folder that was not there before.
+
+    Raises UserError where the system refuses to put a file in place, as Windows does while the old one is mapped.
+    """
+    existed, before = folder.is_dir(), _state(folder)
+    meta = folder / "meta.json"
+    said = meta.read_bytes() if meta.is_file() else None
     try:
         yield
-    except BaseException:
-        if not existed:
-            with contextlib.suppress(OSError):
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            if not existed:
                 folder.rmdir()
+            elif said is not None and not meta.is_file() and _state(folder) == before:
+                with paths.atomic_write(meta) as file:
+                    file.write(said)
+        if isinstance(error, PermissionError):
+            raise UserError(
+                f"cannot replace the files in {folder} ({error.strerror or error}); shut down the kernels of all notebooks "
+                "that have used them, and whatever else trains on them, then prepare again"
+            ) from error
         raise
+
+
+def _state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Tells whether a file of a prepared set, other than meta.json, has been replaced."""
+    files = [file for file in folder.glob("[!.]*") if file.name != "meta.json"]
+    return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
 
 
 def _report_end(report: Progress, data: CorpusData) -> None:

@@ -197,9 +197,10 @@ def _publish(
     counts = {split: {"conversations": 0, "tokens": 0, "supervised": 0} for split in ("train", "val")}
     fingerprint = hashlib.sha256()
     with (
+        # Put in place from the last to the first. The mapped files, which Windows may refuse to replace, go first.
+        atomic_write(folder / "qa_val.jsonl") as records,
         atomic_write(folder / "qa_train.bin") as train,
         atomic_write(folder / "qa_val.bin") as val,
-        atomic_write(folder / "qa_val.jsonl") as records,
     ):
         for_loss = _for_loss(kept, held_out).tolist()
         for each, is_val, is_loss in zip(kept, held_out.tolist(), for_loss, strict=True):

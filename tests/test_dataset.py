@@ -7,8 +7,10 @@ import os
 import random
 import shutil
 import tracemalloc
+import weakref
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -392,6 +394,51 @@ def test_a_preparation_that_is_stopped_while_writing_is_not_taken_for_one(
         load_corpus(first.folder)
     again = prepare_corpus(str(book), "bpe:261")
     assert not again.reused and again.tokenizer.decode(again.train) + again.tokenizer.decode(again.val) == changed
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`os.replace` as it is on Windows: not onto a file that somebody has mapped."""
+    replace, memmap, maps = os.replace, np.memmap, []
+
+    def mapping(path: Path, **options: Any) -> np.memmap:
+        mapped = memmap(path, **options)
+        maps.append((Path(path), weakref.ref(mapped)))
+        return mapped
+
+    def refusing(source: str, target: Path) -> None:
+        if any(path == Path(target) and mapped() is not None for path, mapped in maps):
+            raise PermissionError(13, "Access is denied", source, 5, target)
+        replace(source, target)
+
+    monkeypatch.setattr(np, "memmap", mapping)
+    monkeypatch.setattr(os, "replace", refusing)
+
+
+def test_what_a_notebook_has_open_is_not_replaced_and_stays_prepared(book: Path, windows: None) -> None:
+    opened = prepare_corpus(str(book), "bpe:300")
+    with pytest.raises(
+        UserError, match=r"cannot replace the files in .*book.*denied.*shut down .* notebooks"
+    ) as caught:
+        prepare_corpus(str(book), "bpe:310")
+    assert "\n" not in str(caught.value)
+    assert in_folder(opened.folder) == FILES
+    assert load_corpus(opened.folder).meta == opened.meta
+    assert prepare_corpus(str(book), "bpe:300").reused
+    del opened
+    assert prepare_corpus(str(book), "bpe:310").tokenizer.vocab_size == 310
+
+
+def test_questions_that_a_notebook_has_open_are_not_replaced_and_stay_prepared(
+    questions: Path, tok: Tokenizer, windows: None
+) -> None:
+    opened = prepare_qa(str(questions), tok, 64)
+    with pytest.raises(UserError, match="shut down the kernels of all notebooks"):
+        prepare_qa(str(questions), tok, 65)
+    assert load_qa(opened.folder).meta == opened.meta
+    assert len(opened.val_conversations) == len(opened.val)
+    del opened
+    assert prepare_qa(str(questions), tok, 65).meta["block_size"] == 65
 
 
 def test_a_folder_without_a_corpus_says_how_to_prepare_one(nanochat_home: Path) -> None:
