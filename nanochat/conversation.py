@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
-import gzip
-import json
-import zlib
+import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
+from . import jsonfiles
 from .config import UserError
 
 IDK = "I don't know."
@@ -73,71 +71,16 @@ def read_qa(path: Path) -> Iterator[Conversation]:
     """
     path = Path(path)
     conv = None
-    for where, record in _records(path):
-        if isinstance(record, dict) and "paragraphs" in record:
-            convs = _article(record, where)
-        else:
-            convs = iter([from_record(record, where)])
-        for conv in convs:
-            yield conv
+    with jsonfiles.opened(path) as (stream, _):
+        for where, record in jsonfiles.records(stream, path):
+            if isinstance(record, dict) and "paragraphs" in record:
+                convs = _article(record, where)
+            else:
+                convs = iter([from_record(record, where)])
+            for conv in convs:
+                yield conv
     if conv is None:
         raise UserError(f"{path} has no questions in it; give a list of questions and answers, or SQuAD's JSON")
-
-
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where it stands, record) for each line, or each element of the list."""
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            if file.read(3) != codecs.BOM_UTF8:
-                file.seek(0)
-            begin = file.tell()
-            head = file.read(1 << 16).lstrip()
-            file.seek(begin)
-            if _is_lines(head, path):
-                yield from _lines(file, path)
-            else:
-                yield from _elements(file, path, "item" if head.startswith(b"[") else "data.item")
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {path}: {reason}; give the path of a JSON or JSONL file") from error
-
-
-def _is_lines(head: bytes, path: Path) -> bool:
-    """Whether each line is an object of its own: the name says so, or the first line is a whole record."""
-    if head.startswith(b"["):
-        return False
-    if {".jsonl", ".ndjson"} & set(path.suffixes):
-        return True
-    try:
-        first = json.loads(head.partition(b"\n")[0])
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(first, dict) and "data" not in first
-
-
-def _lines(file: IO[bytes], path: Path) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(file, 1):
-        where = f"{path}, line {number}"
-        if line.strip():
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{where} is not valid JSON ({error}); mend or remove it") from error
-            yield where, record
-
-
-def _elements(file: IO[bytes], path: Path, prefix: str) -> Iterator[tuple[str, Any]]:
-    import ijson
-
-    number = 0
-    try:
-        for record in ijson.items(file, prefix, use_float=True):
-            number += 1
-            yield f"{path}, record {number}", record
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        # yajl's message goes over several lines: what, the text around it, and an arrow.
-        reason = " ".join(str(error).partition("(right here)")[0].split())
-        raise UserError(f"{path}, after record {number}, is not valid JSON ({reason}); mend it") from error
 
 
 def _article(record: dict[str, Any], where: str) -> Iterator[Conversation]:
@@ -215,8 +158,13 @@ def to_record(conv: Conversation) -> dict[str, Any]:
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{where} must be an object with named fields, not {str(value)[:40]!r}")
+        raise UserError(f"{where} must be an object with named fields, not {_shown(value)}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: short, however long or deep it is."""
+    return reprlib.repr(value)[:42]
 
 
 def _list(record: Any, key: str, where: str) -> list[Any]:
@@ -235,7 +183,7 @@ def _text(record: Any, key: str, where: str, default: str | None = None) -> str:
     """The text under `key`; `default`, if there is one, for a missing or blank text."""
     value = _object(record, where).get(key)
     if value is not None and not isinstance(value, str):
-        raise UserError(f"{where}: {key!r} must be text in quotes, not {str(value)[:40]!r}")
+        raise UserError(f"{where}: {key!r} must be text in quotes, not {_shown(value)}")
     if value is not None and value.strip():
         return _whole(value)
     if default is None:

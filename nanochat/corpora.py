@@ -6,7 +6,10 @@ How files are downloaded is in download.py, how they become documents in reading
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,14 +17,16 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from .config import UserError, unknown
-from .download import fetch
+from .download import fetch, sha256
 from .paths import data_dir, safe_name
 from .reading import Piece, read_pieces
 
 if TYPE_CHECKING:
     from .qa import Conversation
 
-__all__ = ["ALMANAC", "CORPORA", "QA_SETS", "Source", "corpus_name", "documents", "locate", "pieces"]
+__all__ = [
+    "ALMANAC", "CORPORA", "QA_SETS", "Source", "corpus_name", "documents", "locate", "pieces", "source_of"
+]  # fmt: skip
 
 ALMANAC = "almanac"
 
@@ -103,17 +108,54 @@ def _url_file(url: str) -> str:
 
 
 def corpus_name(spec: str, registry: dict[str, Source] = CORPORA) -> str:
-    """The folder under data/ for a corpus or set: its registered name, else the name of its file, made safe.
+    """The name of a corpus or set, from which its folder under data/ has its own: the registered name, else the name
+    of the file.
 
-    Raises UserError for a name that is not registered, and for a path where no file is.
+    A file keeps its name without the suffix where that can be a folder and is still free. Where characters are lost, or
+    the folder was made from another file, a hash of what was lost, or of the path, tells the two apart: nobody's data
+    are replaced by those of a file that happens to have the same name. Raises UserError for a name that is not
+    registered, and for a path where no file is.
     """
     if spec in registry:
         return spec
     file = _url_file(spec) if _is_url(spec) else _local(spec, registry).name
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", file.lstrip(".").split(".")[0]).strip("_-")[:60] or "corpus"
-    if stem in {*CORPORA, *QA_SETS, "downloads", "feedback"}:  # these folders are somebody else's
-        stem += "_file"
-    return safe_name(stem, "corpus")
+    stem = re.sub(r"(\.(txt|text|md|jsonl?|ndjson))?(\.gz)?$", "", file, flags=re.IGNORECASE).lstrip(".")
+    safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", stem).strip("_-.")[:60].rstrip("_-.") or "corpus"
+    if safe != stem:
+        safe += f"_{_short_hash(unicodedata.normalize('NFC', stem))}"  # file systems differ in how they store an é
+    if safe.casefold() in _NOT_FOR_FILES:
+        safe += "_file"
+    kind = "" if registry is CORPORA else "_qa"
+    source = source_of(spec, registry)
+    own = f"{safe}_{_short_hash(source)}"
+    if (data_dir(own + kind) / "meta.json").is_file() or _is_of_another(data_dir(safe + kind), source):
+        return own
+    return safe_name(safe, "corpus")
+
+
+# Folders under data/ that are somebody else's, whatever the case: on some systems that is one folder
+_NOT_FOR_FILES = {"downloads", "feedback"}
+_NOT_FOR_FILES |= {(name + kind).casefold() for name in (*CORPORA, *QA_SETS) for kind in ("", "_qa")}
+
+
+def source_of(spec: str, registry: dict[str, Source] = CORPORA) -> str:
+    """What meta.json says a folder was made from: a registered name, a URL, or a path that holds from everywhere."""
+    return spec if spec in registry or _is_url(spec) else os.path.abspath(Path(spec).expanduser())
+
+
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def _is_of_another(folder: Path, source: str) -> bool:
+    """Whether something was prepared in `folder` from another source; a moved file is known by its content."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(meta, dict) or source in (meta.get("corpus"), meta.get("qa")):
+        return False
+    return not os.path.isfile(source) or meta.get("source_fingerprint") != sha256(Path(source))[:16]
 
 
 def locate(spec: str, registry: dict[str, Source] = CORPORA) -> Path | None:

@@ -19,14 +19,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from . import corpora, download, paths
+from . import corpora, download, jsonfiles, paths
 from .config import UserError
 from .qa import Conversation, QAData, load_qa, read_qa, to_record, write_qa
 from .reading import Piece
 from .tokenfiles import CHUNK, length, plain_texts, write
 from .tokenizer import Tokenizer, gpt2, parse_spec, train_bpe
 
-FORMAT = 1  # raise it when the same source begins to give other files: what was prepared before is then made anew
+FORMAT = 2  # raise it when the same source begins to give other files: what was prepared before is then made anew
 # Characters at the beginning of a corpus from which a tokenizer is learned. Preparing 200 MB takes 354 MB of memory with
 # ten million, 515 MB with twenty.
 SAMPLE = 10_000_000
@@ -67,16 +67,17 @@ def prepare_corpus(
     name = corpora.corpus_name(corpus)
     folder = paths.data_dir(name)
     path, fingerprint = _source(corpus, corpora.CORPORA, size, seed)
-    derived = {"format": FORMAT, "source_fingerprint": fingerprint, "tokenizer_spec": tokenizer}
+    suffix = jsonfiles.suffix(path) if path else ""  # it decides how the file is read
+    derived = {"format": FORMAT, "source_fingerprint": fingerprint, "suffix": suffix, "tokenizer_spec": tokenizer}
     if (data := _prepared(folder, derived)) is not None:
         _report_end(report, data)
         return data
     total = path.stat().st_size if path else None
     pieces = _reported(corpora.pieces(corpus, size=size, seed=seed), total, report)
-    with _nothing_left_behind(folder):
+    with _all_or_nothing(folder):
         tok, pieces = _tokenizer(tokenizer, pieces)
         dtype = np.dtype(np.uint16 if tok.vocab_size <= 1 << 16 else np.uint32)
-        meta = {"name": name, "corpus": corpus, **derived, "dtype": dtype.name}
+        meta = {"name": name, "corpus": corpora.source_of(corpus), **derived, "dtype": dtype.name}
         meta |= {"tokenizer_fingerprint": tok.fingerprint, "vocab_size": tok.vocab_size}
         meta |= write(pieces, folder, name, tok, dtype)
         tok.save(folder)
@@ -124,27 +125,30 @@ def prepare_qa(qa: str, tok: Tokenizer, block_size: int, *, seed: int = 0, size:
     """Make a question/answer set ready for finetuning with `tok`; `qa` is a name, a path or a URL.
 
     Its folder is data/<qa>, or data/<qa>_qa where the name is not registered or a corpus has it too. It holds
-    qa_input.json (all conversations, for people) and what `qa.write_qa` makes. The same from the same is used
-    again. Raises UserError, and leaves things as they were, for a set that cannot be read or is of no use.
+    qa_input.json (all conversations, for people) and what `qa.write_qa` makes, which is reused if source, tokenizer,
+    block size and format are unchanged. Raises UserError, and leaves things as they were, for a set that cannot be read
+    or is of no use.
     """
     name = corpora.corpus_name(qa, corpora.QA_SETS)
     folder = paths.data_dir(name if name in corpora.QA_SETS.keys() - corpora.CORPORA.keys() else f"{name}_qa")
     path, fingerprint = _source(qa, corpora.QA_SETS, size, seed)
     derived = {
-        "source_fingerprint": fingerprint, "tokenizer_fingerprint": tok.fingerprint, "block_size": block_size
+        "format": FORMAT, "source_fingerprint": fingerprint, "tokenizer_fingerprint": tok.fingerprint,
+        "block_size": block_size,
     }  # fmt: skip
     with contextlib.suppress(UserError):
-        data = load_qa(folder)
-        if derived.items() <= data.meta.items():
+        if derived.items() <= (data := load_qa(folder)).meta.items():
             return data
+        del data  # Windows replaces no file that is still mapped
     if path is None:
         from . import almanac
 
         convs = almanac.conversations(size, seed)
     else:
         convs = read_qa(path)
-    with _nothing_left_behind(folder), paths.atomic_write(folder / "qa_input.json", "w") as file:
-        write_qa(_copied(convs, file), folder, name, tok, block_size=block_size, source=fingerprint)
+    with _all_or_nothing(folder), paths.atomic_write(folder / "qa_input.json", "w") as file:
+        origin = {"format": FORMAT, "qa": corpora.source_of(qa, corpora.QA_SETS), "source_fingerprint": fingerprint}
+        write_qa(_copied(convs, file), folder, name, tok, block_size=block_size, origin=origin)
     return load_qa(folder)
 
 
@@ -219,16 +223,35 @@ def _prepared(folder: Path, derived: dict[str, Any]) -> CorpusData | None:
 
 
 @contextlib.contextmanager
-def _nothing_left_behind(folder: Path) -> Iterator[None]:
-    """A folder that was made for nothing goes again."""
-    existed = folder.is_dir()
+def _all_or_nothing(folder: Path) -> Iterator[None]:
+    """If preparation fails, keep an earlier one that is still whole, and no folder that was not there before.
+
+    Raises UserError where the system refuses to put a file in place, as Windows does while the old one is mapped.
+    """
+    existed, before = folder.is_dir(), _state(folder)
+    meta = folder / "meta.json"
+    said = meta.read_bytes() if meta.is_file() else None
     try:
         yield
-    except BaseException:
-        if not existed:
-            with contextlib.suppress(OSError):
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            if not existed:
                 folder.rmdir()
+            elif said is not None and not meta.is_file() and _state(folder) == before:
+                with paths.atomic_write(meta) as file:
+                    file.write(said)
+        if isinstance(error, PermissionError):
+            raise UserError(
+                f"cannot replace the files in {folder} ({error.strerror or error}); shut down the kernels of all notebooks "
+                "that have used them, and whatever else trains on them, then prepare again"
+            ) from error
         raise
+
+
+def _state(folder: Path) -> dict[str, tuple[int, int]]:
+    """Tells whether a file of a prepared set, other than meta.json, has been replaced."""
+    files = [file for file in folder.glob("[!.]*") if file.name != "meta.json"]
+    return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
 
 
 def _report_end(report: Progress, data: CorpusData) -> None:

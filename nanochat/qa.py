@@ -80,7 +80,7 @@ def write_qa(
     tok: Tokenizer,
     *,
     block_size: int,
-    source: str = "",
+    origin: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write qa_train.bin, qa_val.bin (flat ids), qa_val.jsonl (records, to score answers) and meta.json.
 
@@ -89,7 +89,7 @@ def write_qa(
     weights, is taken on those of split "val" alone where there are such: other splits are a test, and a test that has
     chosen the weights is none. Whoever scores answers finds all of them in qa_val.jsonl. A conversation of
     more than block_size + 1 tokens is dropped whole, as is one without an answer; both are counted. Returns
-    what meta.json says; `source`, a fingerprint of what `convs` came from, is part of it. The text is never
+    what meta.json says; `origin`, which tells what `convs` came from, is part of it. The text is never
     in memory as a whole. Raises UserError if nothing is left to train on or to validate with. Whatever fails,
     `folder` keeps what it had until all is ready.
     """
@@ -108,7 +108,7 @@ def write_qa(
         "dtype": dtype.name,
         "tokenizer_name": tok.name,
         "tokenizer_fingerprint": tok.fingerprint,
-        "source_fingerprint": source,
+        **(origin or {}),
         "marks": MarkIds(tok.eot, tok.context, tok.user, tok.assistant, tok.end)._asdict(),
         **counts,
         **dropped,
@@ -197,9 +197,10 @@ def _publish(
     counts = {split: {"conversations": 0, "tokens": 0, "supervised": 0} for split in ("train", "val")}
     fingerprint = hashlib.sha256()
     with (
+        # Put in place from the last to the first. The mapped files, which Windows may refuse to replace, go first.
+        atomic_write(folder / "qa_val.jsonl") as records,
         atomic_write(folder / "qa_train.bin") as train,
         atomic_write(folder / "qa_val.bin") as val,
-        atomic_write(folder / "qa_val.jsonl") as records,
     ):
         for_loss = _for_loss(kept, held_out).tolist()
         for each, is_val, is_loss in zip(kept, held_out.tolist(), for_loss, strict=True):

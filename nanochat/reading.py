@@ -1,21 +1,19 @@
 """How text files become documents, in pieces of bounded size whatever the size of the file.
 
-In a text file `<|endoftext|>` alone on a line separates documents. Of JSON (a list) and of JSON lines the
-"text" of each record is one. `.gz` is unpacked on the way. The licence of Project Gutenberg is left out.
+In a text file `<|endoftext|>` alone on a line separates documents. Of JSON and JSON lines the "text" of
+each record is one; jsonfiles.py says which files are taken for that. The licence of Project Gutenberg is left out.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
 import itertools
-import json
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from . import jsonfiles
 from .config import UserError
 
 if TYPE_CHECKING:
@@ -42,19 +40,13 @@ def read_pieces(path: Path, lines: int = 0) -> Iterator[Piece]:
     blank or a line break. Raises UserError for a missing or damaged file, for what is not UTF-8, for malformed
     JSON (it names the line), and for a file without text.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
     found, n_lines = False, 0
     try:
-        with (
-            path.open("rb") as raw,
-            gzip.open(raw) if ".gz" in suffixes else raw as stream,
-            io.TextIOWrapper(stream, encoding="utf-8-sig") as file,
-        ):
-            if ".jsonl" in suffixes or ".ndjson" in suffixes:
-                parts = _json_lines(file, path)
-            elif ".json" in suffixes:
-                parts = _json_list(stream, path)
+        with jsonfiles.opened(path) as (stream, raw):
+            if jsonfiles.suffix(path) in jsonfiles.JSON:
+                parts = _records(jsonfiles.records(stream, path))
             else:
+                file = io.TextIOWrapper(stream, encoding="utf-8")
                 parts = _groups(file, lines) if lines else _separated(_blocks(file))
             for text, *place in _without_licence(parts):
                 found = found or bool(text)
@@ -64,9 +56,6 @@ def read_pieces(path: Path, lines: int = 0) -> Iterator[Piece]:
         raise UserError(
             f"{path} is not UTF-8 after line {n_lines}; convert it: iconv -f latin1 -t utf-8 IN > OUT"
         ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {path} ({reason}); check the file, or get it again") from error
     if not found:
         raise UserError(f"{path} has no text in it; give a file with text")
 
@@ -122,47 +111,14 @@ def _groups(file: IO[str], lines: int) -> Iterator[Part]:
             yield True, text
 
 
-def _json_lines(file: IO[str], path: Path) -> Iterator[Part]:
-    for number, line in enumerate(file, 1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}: not valid JSON ({error}); mend the line") from error
-            yield from _record(record, f"{path}, line {number}")
-
-
-def _json_list(stream: IO[bytes], path: Path) -> Iterator[Part]:
-    import ijson
-
-    number = 0
-    try:
-        for record in ijson.items(stream, "item"):
-            number += 1
-            yield from _record(record, f"{path}, record {number}")
-    except ijson.JSONError as error:
-        raise UserError(f"{path}: not valid JSON {_fault(path) or f'after record {number}'}; mend it") from error
-
-
-def _fault(path: Path) -> str:
-    """Where malformed JSON breaks. ijson does not tell lines, so a file that is not large is read again at
-    once.
-    """
-    if path.suffix.lower() == ".json" and path.stat().st_size < 1 << 26:
-        try:
-            json.loads(path.read_bytes())
-        except ValueError as error:
-            return f"({error})"
-    return ""
-
-
-def _record(record: object, where: str) -> Iterator[Part]:
-    text = record.get("text") if isinstance(record, dict) else record
-    if not isinstance(text, str):
-        raise UserError(f'{where}: there is no "text"; each record of a corpus needs one')
-    if text.strip():
-        for i, block in enumerate(_blocks(io.StringIO(text))):
-            yield i == 0, block
+def _records(records: Iterator[tuple[str, Any]]) -> Iterator[Part]:
+    for where, record in records:
+        text = record.get("text") if isinstance(record, dict) else record
+        if not isinstance(text, str):
+            raise UserError(f'{where}: there is no "text"; each record of a corpus needs one')
+        if text.strip():
+            for i, block in enumerate(_blocks(io.StringIO(text))):
+                yield i == 0, block
 
 
 # The book stands between these lines, the licence before and after them. The second forms are those of

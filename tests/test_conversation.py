@@ -96,13 +96,12 @@ def test_lists_and_lines_of_records_are_read_alike(tmp_path, record, wanted):
     assert list(qa.read_qa(tmp_path / "c.json.gz")) == [wanted]
 
 
-def test_half_a_surrogate_pair_becomes_a_question_mark_or_one_line(tmp_path):
+def test_half_a_surrogate_pair_becomes_a_question_mark(tmp_path):
     record = {"question": "a\ud83d", "answers": ["\udc00b", "\U0001f600"], "id": "\ud83d"}
-    (conv,) = read(tmp_path / "x.jsonl", json.dumps(record))
-    assert conv == talk("a?", "?b", answers=("?b", "\U0001f600"), id="?")
-    with pytest.raises(UserError) as error:
-        read(tmp_path / "x.json", [record])
-    one_line(error, "x.json", "not valid JSON")
+    wanted = talk("a?", "?b", answers=("?b", "\U0001f600"), id="?")
+    assert read(tmp_path / "x.jsonl", json.dumps(record)) == [wanted]
+    assert read(tmp_path / "x.json", [record]) == [wanted]
+    assert qa.from_record(record) == wanted
 
 
 @given(conversations())

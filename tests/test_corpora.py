@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from nanochat import reading
 from nanochat.config import UserError
-from nanochat.corpora import CORPORA, QA_SETS, corpus_name, documents, locate, pieces
+from nanochat.corpora import CORPORA, QA_SETS, Source, corpus_name, documents, locate, pieces
 from nanochat.reading import strip_gutenberg
 from nanochat.tokenizer import train_bpe
 
@@ -66,17 +67,34 @@ def test_a_missing_path_is_named(nanochat_home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "name"),
     [
-        ("my notes (2).txt", "my_notes_2"),
+        ("my_book.txt", "my_book"),
         ("book.txt.gz", "book"),
+        ("Talk-2.JSONL.GZ", "Talk-2"),
         (".hidden.txt", "hidden"),
-        ("北京.txt", "corpus"),
+        ("notes.v1.txt", "notes.v1"),
+        ("my notes (2).txt", "my_notes_2_[0-9a-f]{8}"),
+        ("北京.txt", "corpus_[0-9a-f]{8}"),
+        ("x" * 90 + ".txt", "x" * 60 + "_[0-9a-f]{8}"),
         ("dracula.txt", "dracula_file"),
+        ("Dracula.txt", "Dracula_file"),
+        ("almanac_qa.txt", "almanac_qa_file"),
         ("feedback.jsonl", "feedback_file"),
     ],
 )
-def test_a_path_has_a_safe_folder_name_of_its_own(tmp_path: Path, file: str, name: str) -> None:
+def test_a_path_has_a_safe_folder_name_of_its_own(tmp_path: Path, nanochat_home: Path, file: str, name: str) -> None:
     (tmp_path / file).write_text("text")
-    assert corpus_name(str(tmp_path / file)) == name
+    assert re.fullmatch(name, corpus_name(str(tmp_path / file)))
+
+
+@pytest.mark.parametrize("registry", [CORPORA, QA_SETS])
+def test_names_that_differ_only_in_what_a_folder_cannot_hold_stay_apart(
+    tmp_path: Path, nanochat_home: Path, registry: dict[str, Source]
+) -> None:
+    files = ["红楼.txt", "西游.txt", "notes.v1.txt", "notes.v2.txt", "my notes.txt", "my_notes.txt", "my-notes!.txt",
+             "x" * 70 + "a.txt", "x" * 70 + "b.txt"]  # fmt: skip
+    for file in files:
+        (tmp_path / file).write_text(file, encoding="utf-8")
+    assert len({corpus_name(str(tmp_path / file), registry).casefold() for file in files}) == len(files)
 
 
 def test_registered_names_are_their_own_folders() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import tracemalloc
+import weakref
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from hypothesis import strategies as st
 from nanochat import dataset, reading, tokenfiles
 from nanochat.config import UserError
 from nanochat.dataset import CorpusData, batch, last_prepared, load_corpus, prepare_corpus, prepare_qa, val_windows
-from nanochat.qa import Conversation, Turn, read_qa, render
+from nanochat.qa import Conversation, Turn, load_qa, read_qa, render
 from nanochat.tokenfiles import readable
 from nanochat.tokenizer import Tokenizer, train_bpe
 
@@ -280,6 +283,62 @@ def test_the_corpus_prepared_or_used_last_is_found(book: Path, stories: Path) ->
         assert found is not None and found.name == path.stem
 
 
+# --- files of one name ---
+
+
+def namesakes(tmp_path: Path, suffix: str, *contents: str) -> list[str]:
+    """Files called `notes`, each in a folder of its own."""
+    paths = [tmp_path / f"folder {i}" / f"notes{suffix}" for i in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.parent.mkdir()
+        path.write_text(content, encoding="utf-8")
+    return list(map(str, paths))
+
+
+def test_a_file_never_replaces_what_was_prepared_from_another_of_its_name(tmp_path: Path, nanochat_home: Path) -> None:
+    ours, theirs = namesakes(tmp_path, ".txt", BOOK, BOOK.upper())
+    first = prepare_corpus(ours, "bpe:300")
+    second = prepare_corpus(theirs, "bpe:300")
+    assert first.folder.name == "notes" and second.folder.name.startswith("notes_")
+    assert load_corpus(first.folder).meta == first.meta and load_corpus(second.folder).meta == second.meta
+    assert prepare_corpus(ours, "bpe:300").reused and prepare_corpus(theirs, "bpe:300").reused
+
+
+def test_a_file_keeps_its_folder_when_it_is_edited_and_when_the_other_goes(tmp_path: Path, nanochat_home: Path) -> None:
+    ours, theirs = namesakes(tmp_path, ".txt", BOOK, BOOK.upper())
+    folders = [prepare_corpus(path, "bpe:300").folder for path in (ours, theirs)]
+    Path(ours).write_text(BOOK.replace("cat", "cow"), encoding="utf-8")
+    again = prepare_corpus(ours, "bpe:300")
+    assert again.folder == folders[0] and not again.reused
+    shutil.rmtree(folders[0])
+    assert prepare_corpus(theirs, "bpe:300").folder == folders[1]
+
+
+def test_a_file_that_was_moved_is_known_by_its_content(tmp_path: Path, nanochat_home: Path) -> None:
+    ours, moved = namesakes(tmp_path, ".txt", BOOK, "")
+    first = prepare_corpus(ours, "bpe:300")
+    os.replace(ours, moved)
+    again = prepare_corpus(moved, "bpe:300")
+    assert again.reused and again.folder == first.folder
+
+
+def test_a_path_is_remembered_so_that_it_holds_from_everywhere(
+    book: Path, nanochat_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(book.parent)
+    data = prepare_corpus(book.name, "bpe:300")
+    assert data.meta["corpus"] == str(book)
+    assert prepare_corpus(str(book), "bpe:300").reused
+
+
+def test_a_text_that_is_renamed_to_json_is_read_again(tmp_path: Path, nanochat_home: Path) -> None:
+    path = tmp_path / "stories.txt"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in STORIES), encoding="utf-8")
+    assert prepare_corpus(str(path), "bpe:300").meta["train"]["documents"] == 1
+    data = prepare_corpus(str(path.rename(path.with_suffix(".jsonl"))), "bpe:300")
+    assert not data.reused and data.meta["train"]["documents"] > 30
+
+
 # --- faults ---
 
 
@@ -335,6 +394,51 @@ def test_a_preparation_that_is_stopped_while_writing_is_not_taken_for_one(
         load_corpus(first.folder)
     again = prepare_corpus(str(book), "bpe:261")
     assert not again.reused and again.tokenizer.decode(again.train) + again.tokenizer.decode(again.val) == changed
+
+
+@pytest.fixture
+def windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`os.replace` as it is on Windows: not onto a file that somebody has mapped."""
+    replace, memmap, maps = os.replace, np.memmap, []
+
+    def mapping(path: Path, **options: Any) -> np.memmap:
+        mapped = memmap(path, **options)
+        maps.append((Path(path), weakref.ref(mapped)))
+        return mapped
+
+    def refusing(source: str, target: Path) -> None:
+        if any(path == Path(target) and mapped() is not None for path, mapped in maps):
+            raise PermissionError(13, "Access is denied", source, 5, target)
+        replace(source, target)
+
+    monkeypatch.setattr(np, "memmap", mapping)
+    monkeypatch.setattr(os, "replace", refusing)
+
+
+def test_what_a_notebook_has_open_is_not_replaced_and_stays_prepared(book: Path, windows: None) -> None:
+    opened = prepare_corpus(str(book), "bpe:300")
+    with pytest.raises(
+        UserError, match=r"cannot replace the files in .*book.*denied.*shut down .* notebooks"
+    ) as caught:
+        prepare_corpus(str(book), "bpe:310")
+    assert "\n" not in str(caught.value)
+    assert in_folder(opened.folder) == FILES
+    assert load_corpus(opened.folder).meta == opened.meta
+    assert prepare_corpus(str(book), "bpe:300").reused
+    del opened
+    assert prepare_corpus(str(book), "bpe:310").tokenizer.vocab_size == 310
+
+
+def test_questions_that_a_notebook_has_open_are_not_replaced_and_stay_prepared(
+    questions: Path, tok: Tokenizer, windows: None
+) -> None:
+    opened = prepare_qa(str(questions), tok, 64)
+    with pytest.raises(UserError, match="shut down the kernels of all notebooks"):
+        prepare_qa(str(questions), tok, 65)
+    assert load_qa(opened.folder).meta == opened.meta
+    assert len(opened.val_conversations) == len(opened.val)
+    del opened
+    assert prepare_qa(str(questions), tok, 65).meta["block_size"] == 65
 
 
 def test_a_folder_without_a_corpus_says_how_to_prepare_one(nanochat_home: Path) -> None:
@@ -469,6 +573,30 @@ def test_the_questions_that_were_read_are_kept_for_people(questions: Path, tok: 
     kept = prepare_qa(str(questions), tok, 64).folder / "qa_input.json"
     assert list(read_qa(kept)) == list(read_qa(questions))
     assert len(json.loads(kept.read_text(encoding="utf-8"))) == len(RECORDS)
+
+
+def test_questions_never_replace_what_was_prepared_from_others_of_their_name(
+    tmp_path: Path, nanochat_home: Path, tok: Tokenizer
+) -> None:
+    ours, theirs = namesakes(tmp_path, ".json", json.dumps(RECORDS), json.dumps(RECORDS[1:]))
+    first, second = prepare_qa(ours, tok, 64), prepare_qa(theirs, tok, 64)
+    assert first.folder.name == "notes_qa" and second.folder != first.folder
+    assert load_qa(first.folder).meta == first.meta
+    corpus = tmp_path / "notes_qa.txt"  # its folder would be that of the questions
+    corpus.write_text(BOOK, encoding="utf-8")
+    assert prepare_corpus(str(corpus), "bpe:300").folder not in (first.folder, second.folder)
+    assert prepare_qa(ours, tok, 64).meta == first.meta and prepare_qa(theirs, tok, 64).meta == second.meta
+
+
+def test_questions_prepared_by_an_earlier_version_are_prepared_anew(
+    questions: Path, tok: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = (prepare_qa(str(questions), tok, 64).folder / "qa_train.bin").stat().st_ino
+    monkeypatch.setattr(dataset, "FORMAT", dataset.FORMAT + 1)
+    data = prepare_qa(str(questions), tok, 64)
+    assert (data.folder / "qa_train.bin").stat().st_ino != made
+    assert data.meta["format"] == dataset.FORMAT
+    assert prepare_qa(str(questions), tok, 64).meta == data.meta
 
 
 def test_another_tokenizer_block_size_or_text_prepares_questions_anew(questions: Path, tok: Tokenizer) -> None:

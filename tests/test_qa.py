@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def split_texts(data: qa.QAData, split: str) -> list[str]:
 
 def test_preparing_leaves_train_and_val_files_that_hold_every_conversation_once(tmp_path):
     convs = many(50)
-    data = prepare(convs, tmp_path / "set", source="abc")
+    data = prepare(convs, tmp_path / "set", origin={"source_fingerprint": "abc"})
     assert sorted(path.name for path in data.folder.iterdir()) == [
         "meta.json", "qa_train.bin", "qa_val.bin", "qa_val.jsonl",
     ]  # fmt: skip
@@ -175,7 +176,7 @@ def test_a_failure_half_way_leaves_the_prepared_set_as_it_was(tmp_path):
 
 def test_a_failure_while_files_are_put_in_place_never_mixes_old_and_new(tmp_path, monkeypatch):
     prepare(many(20), tmp_path / "set")
-    replace, calls = qa.atomic_write.__globals__["os"].replace, []
+    replace, calls = os.replace, []
 
     def fails_the_second_time(source, target):
         calls.append(target)

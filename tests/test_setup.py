@@ -34,7 +34,18 @@ PYPI_NAME = {"pytorch-cpu": "torch", "matplotlib-base": "matplotlib"}
 LEVELS = (
     ("config", "paths", "devices"),
     ("tokenizer", "model", "loss", "optim"),
-    ("conversation", "packing", "qa", "almanac", "reading", "download", "corpora", "tokenfiles", "dataset"),
+    (
+        "jsonfiles",
+        "conversation",
+        "packing",
+        "qa",
+        "almanac",
+        "reading",
+        "download",
+        "corpora",
+        "tokenfiles",
+        "dataset",
+    ),
     (
         "checkpoint",
         "trainer",

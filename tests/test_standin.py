@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import fsum
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ MISTAKES: list[tuple[str, str, Any]] = [
     ("05.pick", "border-to-the-left", lambda probs, pin: _first_hit(probs, pin, True)),
     ("05.pick", "the-likeliest", lambda probs, pin: probs.index(max(probs))),
     ("05.pick", "the-last-in-any-case", lambda probs, pin: sum(sum(probs[: i + 1]) <= pin for i in range(len(probs)))),
+    ("05.pick", "the-last-exactly-added", lambda probs, pin: sum(fsum(probs[: i + 1]) <= pin for i in range(len(probs)))),
     ("05.work", "no-growth", lambda prompt, new: (prompt * new, prompt + new - 1)),
     ("05.work", "one-too-many", lambda prompt, new: (new * prompt + new * (new - 1) // 2, prompt + new)),
     ("05.remembered", "oldest-first", lambda lengths, room: sum(sum(lengths[: i + 1]) <= room for i in range(len(lengths)))),
