@@ -59,7 +59,10 @@ class ChatSession:
         self.notice, self.on_change = notice, on_change
         self.exchanges: list[Exchange] = []
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        # One event for each answer: a stop that comes late must not end the next one. A question that is refused, since an
+        # answer is being written, must not take the place of that answer's.
+        self._running: threading.Event | None = None  # set by a stop
+        self._waiting = threading.Event()  # of what was asked last, for a stop before its first piece
         self._asked = 0
         self._stores: dict[str, feedback.Store] = {}
 
@@ -106,8 +109,11 @@ class ChatSession:
             return explain(self.loaded, answer, k)
 
     def stop(self) -> None:
-        """End the answer that is being written, within one token; from any thread."""
-        self._stop.set()
+        """End the answer that is being written, within one token; from any thread.
+
+        Where none is, the one asked for last ends with its first token.
+        """
+        (self._running or self._waiting).set()
 
     # answers
 
@@ -135,7 +141,7 @@ class ChatSession:
         """Two answers with different seeds, written in turns: (0 or 1, piece). `choose` then says which is better."""
         exchange = Exchange(text.strip(), passage, [], comparison=feedback.new_id())
         conversation = self._fit(exchange, self.exchanges)
-        return self._alone(self._both(conversation, self._varied(), exchange, self._fresh_stop()))
+        return self._alone(functools.partial(self._both, conversation, self._varied(), exchange))
 
     def compare(self, text: str, passage: str = "") -> tuple[Answer, Answer]:
         """Two answers with different seeds, whole."""
@@ -147,7 +153,7 @@ class ChatSession:
     def _one(self, exchange: Exchange, earlier: list[Exchange], settings: Settings) -> Iterator[str]:
         conversation = self._fit(exchange, earlier)
         done = functools.partial(self._finish, exchange)
-        return self._alone(write(self.loaded, conversation, settings, self._next_seed(), self._fresh_stop(), done))
+        return self._alone(lambda stop: write(self.loaded, conversation, settings, self._next_seed(), stop, done))
 
     def _both(
         self, conversation: Conversation, settings: Settings, exchange: Exchange, stop: threading.Event
@@ -190,14 +196,18 @@ class ChatSession:
         finally:
             self._lock.release()
 
-    def _alone(self, pieces: Iterator[Any]) -> Iterator[Any]:
-        with self._model():
-            yield from pieces
+    def _alone(self, begin: Callable[[threading.Event], Iterator[Any]]) -> Iterator[Any]:
+        stop = self._waiting = threading.Event()
 
-    def _fresh_stop(self) -> threading.Event:
-        # One event for each answer: a stop that comes late must not end the next one.
-        self._stop = threading.Event()
-        return self._stop
+        def pieces() -> Iterator[Any]:
+            with self._model():
+                self._running = stop
+                try:
+                    yield from begin(stop)
+                finally:
+                    self._running = None
+
+        return pieces()
 
     def _next_seed(self) -> int:
         self._asked += 1

@@ -118,6 +118,38 @@ def test_one_answer_at_a_time(session: ChatSession):
     assert whole(session.reply("hello")) and len(session.exchanges) == 2
 
 
+@pytest.mark.parametrize("ask", ["reply", "stream_compare"])
+def test_a_refused_question_leaves_the_answer_that_runs_to_stop_and_takes_no_seed(session: ChatSession, ask: str):
+    session.settings = Settings(remember=0)
+    pieces = session.reply("count")
+    next(pieces)
+    with pytest.raises(UserError, match="still answering"):
+        next(getattr(session, ask)("hello"))
+    session.stop()
+    list(pieces)
+    answer = session.exchanges[0].answer
+    assert (answer.ended, answer.seed) == ("stopped", 0) and len(answer.ids) <= 3
+    assert whole(session.reply("hello")) == ANSWERS["hello"]
+    assert session.exchanges[1].answer.seed == 1
+
+
+def test_a_stop_before_the_first_piece_is_not_lost(session: ChatSession):
+    pieces = session.reply("count")
+    session.stop()
+    list(pieces)
+    assert session.exchanges[0].answer.ended == "stopped" and len(session.exchanges[0].answer.ids) <= 2
+
+
+def test_a_stop_is_for_the_answer_that_runs_and_not_for_one_asked_for_meanwhile(session: ChatSession):
+    pieces = session.reply("count")
+    next(pieces)
+    later = session.reply("hello")
+    session.stop()
+    list(pieces)
+    assert whole(later) == ANSWERS["hello"]
+    assert [exchange.answer.ended for exchange in session.exchanges] == ["stopped", "end"]
+
+
 def test_no_gradients_are_kept_in_the_thread_that_answers(session: ChatSession):
     outputs = []
     session.loaded.model.lm_head.register_forward_hook(lambda module, args, output: outputs.append(output))
