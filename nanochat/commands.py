@@ -311,5 +311,6 @@ def lab(args: argparse.Namespace) -> None:
     notebooks = paths.home() / "notebooks"
     if not notebooks.is_dir():
         raise UserError(f"there is no folder {notebooks}; run this in a checkout of nanochat")
+    os.environ["NANOCHAT_HOME"] = str(paths.home())  # kernels run in that folder, and must find this project all the same
     command = [sys.executable, "-m", "jupyterlab", "--LabApp.news_url=None", str(notebooks)]
     os.execv(sys.executable, command)
