@@ -27,6 +27,11 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}; {hint}known: {', '.join(choices)}")
 
 
+def whole_text(text: str) -> str:
+    """`text` with "?" for half surrogate pairs: terminals and JSON can bring them in, UTF-8 files cannot hold them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def positive(name: str, value: int) -> int:
     """`value` if it is a whole number above zero; raises UserError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

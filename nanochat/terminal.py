@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import io
 import signal
 import sys
 import threading
@@ -64,6 +65,9 @@ class _Terminal:
         self, open_session: Callable[[str | None, str | None], ChatSession], input: TextIO, output: TextIO
     ) -> None:
         self.open_session, self.input, self.output = open_session, input, output
+        if isinstance(input, io.TextIOWrapper):
+            with contextlib.suppress(io.UnsupportedOperation):  # it was read from before
+                input.reconfigure(errors="replace")  # letters of another encoding become U+FFFD, not an error
         self.passage = ""
         self.session = open_session(None, None)
         self.session.notice = lambda sentence: self.say(f"({sentence})")

@@ -14,6 +14,7 @@ from nanochat import answers, chat, feedback, qa, stages
 from nanochat.chat import ChatSession, Settings
 from nanochat.config import UserError
 from nanochat.conversation import Conversation, Turn
+from nanochat.widgets.captions import chat_name
 
 
 @pytest.fixture
@@ -405,6 +406,36 @@ def test_a_saved_chat_goes_on_after_a_restart(session: ChatSession, nanochat_hom
     assert later.exchanges == session.exchanges and later.budget() == session.budget()
     later.thumb(later.exchanges[0].answer, 1)
     assert later.why(later.exchanges[0].answer) == session.why(session.exchanges[0].answer)
+
+
+def test_half_of_a_surrogate_pair_reaches_no_file_and_stops_nothing(session: ChatSession, nanochat_home: Path):
+    whole(session.reply("caf\udce9?", "cut \ud83d"))
+    session.compare("\ud83d", "\udce9")
+    first, both = session.exchanges
+    session.thumb(first.answer, 1)
+    session.comment(first.answer, "so\ud83d")
+    session.correct(first.answer, "\udce9 better")
+    session.choose(both, 0)
+    session.save(chat.transcript_path("tiny"))
+    assert (first.question, first.passage, both.question, both.passage) == ("caf??", "cut ?", "?", "?")
+    kept = session.store().path.read_text(encoding="utf-8") + chat.transcripts("tiny")[0].read_text(encoding="utf-8")
+    assert "\\ud83d" not in kept and "\\udce9" not in kept
+    assert [record.text for record in session.store().records()] == ["", "so?", "? better", ""]
+    assert session.budget()[0] > 0
+
+
+def test_half_of_a_surrogate_pair_in_a_saved_chat_is_mended_when_it_is_read(session: ChatSession, nanochat_home: Path):
+    whole(session.reply("hello", "A passage."))
+    path = chat.transcript_path("tiny")
+    session.save(path)
+    path.write_text(
+        path.read_text().replace("hello", "hello\\ud83d").replace("A passage", "\\udce9").replace("help", "\\ud83d")
+    )
+    session.load(path)
+    assert "\\ud" not in repr(session.exchanges) and session.exchanges[0].question == "hello?"
+    assert chat_name(path).endswith("hello?")
+    session.thumb(session.exchanges[0].answer, 1)
+    whole(session.reply("wave"))
 
 
 @pytest.mark.parametrize(

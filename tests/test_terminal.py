@@ -107,7 +107,9 @@ def test_an_unknown_command_names_the_nearest(talk):
 COMMANDS = [entry.split()[0] for entry in HELP]
 
 
-@pytest.mark.parametrize("words", ["", " now", "\tnow", " \x00", " " + "9" * 5000, " 1e999", " nan", " ../x", " \udce9"])
+@pytest.mark.parametrize(
+    "words", ["", " now", "\tnow", " \x00", " " + "9" * 5000, " 1e999", " nan", " ../x", " \udce9"]
+)
 def test_no_command_ends_the_chat_whatever_stands_behind_it(talk, words: str):
     for command in [*COMMANDS, "/", "//", "/QUIT", "/do_help", "/_quit", "/é"]:
         if command + words != "/quit":
@@ -201,6 +203,18 @@ def test_a_terminal_of_few_characters_shows_question_marks(nanochat_home: Path):
     screen = io.TextIOWrapper(raw, encoding="ascii")
     assert run_terminal(open_session, io.StringIO("wave\n"), screen) == 0
     assert b"bot: Hi ??" in raw.getvalue()
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_letters_of_another_encoding_are_no_error(nanochat_home: Path, records, errors: str):
+    tiny_checkpoint(nanochat_home)
+    keyboard = io.TextIOWrapper(io.BytesIO(b"caf\xe9?\n/comment caf\xe9\n/new\nhello\n"), "utf-8", errors)
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    assert run_terminal(open_session, keyboard, screen) == 0
+    shown = screen.buffer.getvalue().decode()
+    assert f"bot: {ANSWERS['hello']}\n" in shown and "went wrong" not in shown
+    [record] = records()
+    assert (record.conversation.question, record.text) == ("caf\ufffd?", "caf\ufffd")
 
 
 def test_without_a_model_the_caller_is_told(nanochat_home: Path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..chat import ChatSession
 from ..checkpoint import Checkpoint, in_box
-from ..config import UserError
+from ..config import UserError, whole_text
 from . import markup
 
 # Questions to click, with their passages
@@ -25,8 +25,8 @@ def chat_name(path: Path) -> str:
     stamp = path.stem
     when = f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]} {stamp[9:11]}:{stamp[11:13]}"
     try:
-        first = json.loads(path.read_text(encoding="utf-8"))["exchanges"][0]["question"]
-    except (OSError, ValueError, LookupError, TypeError):
+        first = whole_text(json.loads(path.read_text(encoding="utf-8"))["exchanges"][0]["question"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return f"{when} (damaged)"
     return f"{when} {first[:40]}"
 
