@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ..chat import ChatSession
 from ..checkpoint import Checkpoint, in_box
 from ..config import UserError, whole_text
-from . import markup
+from . import markup, static
 
 # Questions to click, with their passages
 EXAMPLES = (
@@ -61,14 +62,14 @@ def _held_out_score(loaded: Checkpoint) -> float | None:
         return None
 
 
-def unavailable(reason: UserError) -> dict[str, str]:
+def unavailable(reason: UserError) -> dict[str, Any]:
     """What stands in for a playground without a model."""
     text = (
         "There is no model to talk to here. Run `nanochat course` in a terminal, or the notebooks 03_pretraining and "
         f"04_qa_finetuning; then run this cell again.\n({reason})"
     )
     lines = "<br>".join(map(markup.escape, text.splitlines()))
-    return {"text/html": f"{markup.STYLE}<div class='nc'><div class='nc-log'>{lines}</div></div>", "text/plain": text}
+    return static.output(f"{markup.STYLE}<div class='nc'><div class='nc-log'>{lines}</div></div>", text)
 
 
 def sample_exchange(session: ChatSession) -> tuple[str, str]:
