@@ -19,7 +19,14 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-_MARKUP = str.maketrans({"\\": "\\\\", "|": "\\|", "<": "&lt;", "`": "\\`", "*": "\\*"})
+# JupyterLab looks for LaTeX in what markdown has become, where $ and \( with a backslash before them are found all the same,
+# but not when they are elements of their own.
+_MARKUP = str.maketrans(
+    {
+        "|": "\\|", "`": "\\`", "*": "\\*", "&": "&amp;", "<": "&lt;",
+        "$": "<span>&#36;</span>", "\\": "<span>&#92;</span>",
+    }
+)  # fmt: skip
 
 
 def _cell(text: object) -> str:
@@ -55,7 +62,7 @@ def format_card(card: dict[str, Any]) -> str:
             f"### Answering held-out questions of {card['questions']['name']}",
             _scores(card["scores"]),
             " ".join(f"{split}: {SPLITS[split]}." for split in splits if split in SPLITS),
-            f"always: the most common training answer, {card['majority_answer']!r}. nearest: the answer of the "
+            f"always: the most common training answer, {_cell(repr(card['majority_answer']))}. nearest: the answer of the "
             "training question with the most similar words. interval: 95 % (Wilson 1927). ended: by itself.",
         ]
     parts += ["### Writing", _writing(card["writing"])]

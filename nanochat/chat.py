@@ -14,7 +14,7 @@ from typing import Any
 from . import feedback, paths, qa
 from .answers import Answer, Settings, TokenView, explain, fit, run_of, write
 from .checkpoint import Checkpoint
-from .config import UserError
+from .config import UserError, whole_text
 from .conversation import Conversation, Turn
 
 __all__ = ["Answer", "ChatSession", "Exchange", "Settings"]
@@ -59,7 +59,10 @@ class ChatSession:
         self.notice, self.on_change = notice, on_change
         self.exchanges: list[Exchange] = []
         self._lock = threading.Lock()
-        self._stop = threading.Event()
+        # One event for each answer: a stop that comes late must not end the next one. A question that is refused, since an
+        # answer is being written, must not take the place of that answer's.
+        self._running: threading.Event | None = None  # set by a stop
+        self._waiting = threading.Event()  # of what was asked last, for a stop before its first piece
         self._asked = 0
         self._stores: dict[str, feedback.Store] = {}
 
@@ -106,8 +109,11 @@ class ChatSession:
             return explain(self.loaded, answer, k)
 
     def stop(self) -> None:
-        """End the answer that is being written, within one token; from any thread."""
-        self._stop.set()
+        """End the answer that is being written, within one token; from any thread.
+
+        Where none is, the one asked for last ends with its first token.
+        """
+        (self._running or self._waiting).set()
 
     # answers
 
@@ -117,7 +123,7 @@ class ChatSession:
         Raises UserError for an empty text at once, and at the first piece if the model is busy. The exchange enters the
         history when the iterator ends or is closed, stopped answers included; after an error it does not.
         """
-        return self._one(Exchange(text.strip(), passage, []), self.exchanges, self.settings)
+        return self._one(_asked(text, passage), self.exchanges, self.settings)
 
     def regenerate(self) -> Iterator[str]:
         """Another answer to the last question, with a new seed. The ones before are kept, but no longer count."""
@@ -133,9 +139,9 @@ class ChatSession:
 
     def stream_compare(self, text: str, passage: str = "") -> Iterator[tuple[int, str]]:
         """Two answers with different seeds, written in turns: (0 or 1, piece). `choose` then says which is better."""
-        exchange = Exchange(text.strip(), passage, [], comparison=feedback.new_id())
+        exchange = _asked(text, passage, comparison=feedback.new_id())
         conversation = self._fit(exchange, self.exchanges)
-        return self._alone(self._both(conversation, self._varied(), exchange, self._fresh_stop()))
+        return self._alone(functools.partial(self._both, conversation, self._varied(), exchange))
 
     def compare(self, text: str, passage: str = "") -> tuple[Answer, Answer]:
         """Two answers with different seeds, whole."""
@@ -147,7 +153,7 @@ class ChatSession:
     def _one(self, exchange: Exchange, earlier: list[Exchange], settings: Settings) -> Iterator[str]:
         conversation = self._fit(exchange, earlier)
         done = functools.partial(self._finish, exchange)
-        return self._alone(write(self.loaded, conversation, settings, self._next_seed(), self._fresh_stop(), done))
+        return self._alone(lambda stop: write(self.loaded, conversation, settings, self._next_seed(), stop, done))
 
     def _both(
         self, conversation: Conversation, settings: Settings, exchange: Exchange, stop: threading.Event
@@ -190,14 +196,18 @@ class ChatSession:
         finally:
             self._lock.release()
 
-    def _alone(self, pieces: Iterator[Any]) -> Iterator[Any]:
-        with self._model():
-            yield from pieces
+    def _alone(self, begin: Callable[[threading.Event], Iterator[Any]]) -> Iterator[Any]:
+        stop = self._waiting = threading.Event()
 
-    def _fresh_stop(self) -> threading.Event:
-        # One event for each answer: a stop that comes late must not end the next one.
-        self._stop = threading.Event()
-        return self._stop
+        def pieces() -> Iterator[Any]:
+            with self._model():
+                self._running = stop
+                try:
+                    yield from begin(stop)
+                finally:
+                    self._running = None
+
+        return pieces()
 
     def _next_seed(self) -> int:
         self._asked += 1
@@ -273,7 +283,7 @@ class ChatSession:
             conversation=first.conversation,
             responses=tuple(answer.text for answer in answers),
             value=value,
-            text=text,
+            text=whole_text(text),
             sampling=first.settings.sampling(),
             seeds=tuple(answer.seed for answer in answers),
             checkpoint=first.checkpoint,
@@ -299,24 +309,31 @@ class ChatSession:
             exchanges = [_exchange(values) for values in content["exchanges"]]
         except OSError as error:
             raise UserError(f"no chat could be read from {path} ({error.strerror}); begin a new one") from error
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"{path} is damaged or no saved chat ({error}); begin a new one") from error
         with self._model():
             self.exchanges = exchanges
 
 
+def _asked(question: str, passage: str, comparison: str = "") -> Exchange:
+    """What a person asks, made fit to be kept: a new exchange."""
+    return Exchange(whole_text(question).strip(), whole_text(passage), [], comparison=comparison)
+
+
 def _exchange(values: dict[str, Any]) -> Exchange:
-    exchange = Exchange(**{**values, "answers": [_answer(answer) for answer in values["answers"]]})
+    texts = {name: whole_text(values[name]) for name in ("question", "passage")}
+    exchange = Exchange(**{**values, **texts, "answers": [_answer(answer) for answer in values["answers"]]})
     _ = exchange.answer  # raises if there is none
     return exchange
 
 
 def _answer(values: dict[str, Any]) -> Answer:
     talk = values["conversation"]
-    turns = tuple(Turn(turn["role"], turn["text"]) for turn in talk["turns"])
-    conversation = Conversation(turns, talk["context"])
+    turns = tuple(Turn(turn["role"], whole_text(turn["text"])) for turn in talk["turns"])
+    conversation = Conversation(turns, whole_text(talk["context"]))
     settings, ids = Settings(**values["settings"]), tuple(map(int, values["ids"]))
-    return Answer(**{**values, "conversation": conversation, "settings": settings, "ids": ids})
+    made = {"conversation": conversation, "text": whole_text(values["text"]), "settings": settings, "ids": ids}
+    return Answer(**{**values, **made})
 
 
 def transcripts(run: str) -> list[Path]:

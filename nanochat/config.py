@@ -27,6 +27,11 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}; {hint}known: {', '.join(choices)}")
 
 
+def whole_text(text: str) -> str:
+    """`text` with "?" for half surrogate pairs: terminals and JSON can bring them in, UTF-8 files cannot hold them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def positive(name: str, value: int) -> int:
     """`value` if it is a whole number above zero; raises UserError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -183,21 +188,19 @@ def profile(name: str) -> Profile:
     return PROFILES[name]
 
 
-def choose(profile: str = "default", *, run: str = "", model: str = "", **choices: str) -> Profile:
+def choose(profile: object = "default", *, run: object = "", model: object = "", **choices: object) -> Profile:
     """A notebook's parameters made whole: what is empty comes from the profile, what is given is checked.
 
     The run is named after the model unless it has a name of its own. `choices` are corpus, qa, tokenizer and device.
+    All are texts, whatever papermill made of what was typed: of a run 2024, a number; of None, no value at all.
     Raises UserError for an unknown profile or model, or a run name that cannot be a folder.
     """
-    base = PROFILES.get(profile)
-    if base is None:
-        raise unknown("profile", profile, PROFILES)
-    given = {name: value for name, value in {"model": model, **choices}.items() if value}
-    if model:
-        model_config(model, 512)
-        given["run"] = model
-    if run:
-        given["run"] = run
-    chosen = replace(base, **given)
-    safe_name(chosen.run)
-    return chosen
+    typed = {"profile": profile, "run": run, "model": model, **choices}
+    given = {name: str(value) for name, value in typed.items() if value is not None and str(value)}
+    if (name := given.pop("profile", "")) not in PROFILES:
+        raise unknown("profile", name, PROFILES)
+    base = PROFILES[name]
+    if "model" in given:
+        model_config(given["model"], 512)
+        given.setdefault("run", given["model"])
+    return replace(base, **{**given, "run": safe_name(given.get("run", base.run))})

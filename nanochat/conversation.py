@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from . import jsonfiles
-from .config import UserError
+from .config import UserError, whole_text
 
 IDK = "I don't know."
 Role = Literal["user", "assistant"]
@@ -105,7 +105,7 @@ def from_record(record: Any, where: str = "the record") -> Conversation:
     Raises UserError, which begins with `where`, for what is missing, empty or not text.
     """
     record = _object(record, where)
-    labels = {key: _whole(str(record[key])) for key in ("skill", "split", "id") if record.get(key)}
+    labels = {key: whole_text(str(record[key])) for key in ("skill", "split", "id") if record.get(key)}
     if "turns" in record:
         return _from_turns(record, labels, where)
     if "instruction" in record:
@@ -174,18 +174,13 @@ def _list(record: Any, key: str, where: str) -> list[Any]:
     return value
 
 
-def _whole(text: str) -> str:
-    """`text` with "?" for half surrogate pairs: JSON can hold them, UTF-8 files cannot."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
 def _text(record: Any, key: str, where: str, default: str | None = None) -> str:
     """The text under `key`; `default`, if there is one, for a missing or blank text."""
     value = _object(record, where).get(key)
     if value is not None and not isinstance(value, str):
         raise UserError(f"{where}: {key!r} must be text in quotes, not {_shown(value)}")
     if value is not None and value.strip():
-        return _whole(value)
+        return whole_text(value)
     if default is None:
         raise UserError(f"{where}: {key!r} is {'missing' if value is None else 'empty'}; fill it in")
     return default

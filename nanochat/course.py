@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -146,6 +147,19 @@ def _watched(show: Callable[[float, float], None]) -> Iterator[list[float]]:
         thread.join()
 
 
+@contextmanager
+def _home_handed_down() -> Iterator[None]:
+    """Let the processes started meanwhile have our project folder, although they run in another one."""
+    before = os.environ.get("NANOCHAT_HOME")
+    os.environ["NANOCHAT_HOME"] = str(paths.home())
+    try:
+        yield
+    finally:
+        os.environ.pop("NANOCHAT_HOME")
+        if before is not None:
+            os.environ["NANOCHAT_HOME"] = before
+
+
 def _failed_cell(output: Path) -> str:
     """Number and first line of the code cell that was begun last; cells that never ran have no start."""
     began, number = "", 0
@@ -166,7 +180,7 @@ def execute(
     output.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     started = time.perf_counter()
-    with _watched(show) as peak, warnings.catch_warnings():
+    with _home_handed_down(), _watched(show) as peak, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             papermill.execute_notebook(

@@ -18,9 +18,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, get_args
 
-from .config import UserError, unknown
+from .config import UserError, unknown, whole_text
 from .conversation import Conversation, Role, Turn
-from .paths import safe_name, stage_name
+from .paths import flush_folder, safe_name, stage_name
 
 SCHEMA = 1
 # kind: what its value (an int) or its text may be
@@ -108,7 +108,7 @@ def from_json(values: Any) -> Record:
         responses = tuple(_text(response) for response in values.pop("responses"))
         seeds = tuple(int(seed) for seed in values.pop("seeds"))
         for name in ("kind", "about", "run", "stage", "text", "checkpoint", "tokenizer", "id", "time"):
-            _text(values[name])
+            values[name] = _text(values[name])
         return Record(
             conversation=conversation,
             responses=responses,
@@ -125,7 +125,7 @@ def from_json(values: Any) -> Record:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"text expected, not {str(value)[:40]!r}")
-    return value
+    return whole_text(value)
 
 
 def append(path: Path, record: Record) -> None:
@@ -134,12 +134,12 @@ def append(path: Path, record: Record) -> None:
     A last line without its newline was torn by somebody's crash: ours then starts with one. (Should that writer still
     be at work, the result is an empty line, which readers pass over.)
     """
-    # Half a surrogate pair, which UTF-8 cannot hold, becomes \udXXX: as it happens, how JSON writes it.
-    line = json.dumps(to_json(record), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    line = whole_text(json.dumps(to_json(record), ensure_ascii=False)).encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
     try:
-        if end := os.lseek(fd, 0, os.SEEK_END):
+        end = os.lseek(fd, 0, os.SEEK_END)
+        if end:
             os.lseek(fd, end - 1, os.SEEK_SET)
             if os.read(fd, 1) != b"\n":
                 line = b"\n" + line
@@ -148,6 +148,8 @@ def append(path: Path, record: Record) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+    if not end:  # the file is new
+        flush_folder(path.parent)
 
 
 def read(path: Path, say: Callable[[str], None] = print) -> list[Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ __all__ = [
     "checkpoint_path",
     "data_dir",
     "feedback_path",
+    "flush_folder",
     "home",
     "last_path",
     "metrics_path",
@@ -89,9 +91,30 @@ def feedback_path(run: str) -> Path:
     return data_dir("feedback") / f"{safe_name(run)}.jsonl"
 
 
+def flush_folder(path: Path) -> None:
+    """Put on the disk which files a folder has: until then a power cut can take a new one, however well it was flushed.
+
+    Does nothing where the system cannot open folders, as on Windows, or cannot flush them, as on some shared disks.
+    Raises OSError if the disk fails.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a file that appears under `path` only when the block ends well: temporary name, flush, fsync, rename.
+    """Open a file that appears under `path` only when the block ends well.
+
+    It is written under a temporary name and flushed, then it gets its name, and the folder is flushed.
 
     On any exception the temporary file is removed and what was at `path` before is untouched.
     """
@@ -109,3 +132,4 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    flush_folder(path.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import io
 import signal
 import sys
 import threading
@@ -64,6 +65,9 @@ class _Terminal:
         self, open_session: Callable[[str | None, str | None], ChatSession], input: TextIO, output: TextIO
     ) -> None:
         self.open_session, self.input, self.output = open_session, input, output
+        if isinstance(input, io.TextIOWrapper):
+            with contextlib.suppress(io.UnsupportedOperation):  # it was read from before
+                input.reconfigure(errors="replace")  # letters of another encoding become U+FFFD, not an error
         self.passage = ""
         self.session = open_session(None, None)
         self.session.notice = lambda sentence: self.say(f"({sentence})")
@@ -91,20 +95,24 @@ class _Terminal:
         self.greet()
         while True:
             try:
-                line = self.read("\nyou: ").strip()
-                if line == "/quit":
-                    raise EOFError
-                if line:
-                    self.obey(line)
-            except UserError as error:
-                self.say(f"({error})")
-            except (RuntimeError, OSError) as error:  # out of memory and the like: the chat goes on
-                self.say(f"\n(sorry, that went wrong: {type(error).__name__}: {error})")
+                self.attempt(self.read("\nyou: ").strip())
             except KeyboardInterrupt:
                 self.say("\n(nothing to stop; /quit leaves)")
             except EOFError:
                 self.say("Goodbye, and thank you for the conversation.")
                 return 0
+
+    def attempt(self, line: str) -> None:
+        """Do what one line says, or say why not: whatever goes wrong with it, the chat goes on."""
+        try:
+            if line:
+                self.obey(line)
+        except EOFError:
+            raise
+        except UserError as error:
+            self.say(f"({error})")
+        except Exception as error:  # out of memory and the like
+            self.say(f"\n(sorry, that went wrong: {type(error).__name__}: {error})")
 
     def greet(self) -> None:
         meta, model = self.session.loaded.meta, self.session.loaded.model
@@ -116,15 +124,17 @@ class _Terminal:
         self.say("Ask something. /help lists the commands, Ctrl-C stops an answer.")
 
     def obey(self, line: str) -> None:
-        """Do what one line says."""
+        """Do what one line says. Raises UserError for a command that does not exist, and EOFError for /quit."""
         if not line.startswith("/"):
             self.stream(self.session.reply(line, self.passage))
             return
-        command, _, rest = line.partition(" ")
-        names = [entry.split()[0][1:] for entry in HELP]
-        if command[1:] not in names:
-            raise unknown("command", command, [f"/{name}" for name in names])
-        getattr(self, f"do_{command[1:]}")(rest.strip())
+        command, *words = line.split(maxsplit=1)
+        entries = {entry.split()[0]: entry for entry in HELP}
+        if command not in entries:
+            raise unknown("command", command, entries)
+        if words and entries[command] == command:
+            raise UserError(f"{command} takes no words after it; type {command} alone")
+        getattr(self, f"do_{command[1:]}")("".join(words))
 
     def stream(self, pieces: Iterator[str]) -> None:
         self.say("bot: ", end="")
@@ -140,6 +150,9 @@ class _Terminal:
         if not self.session.exchanges:
             raise UserError("there is no answer yet; ask something first")
         return self.session.exchanges[-1].answer
+
+    def do_quit(self, rest: str) -> None:
+        raise EOFError
 
     def do_help(self, rest: str) -> None:
         for entry, text in HELP.items():
@@ -180,7 +193,8 @@ class _Terminal:
         if rest in ("+", "-"):
             self.session.thumb(answer, 1 if rest == "+" else -1)
         else:
-            self.session.rate(answer, int(rest) if rest.isdecimal() else rest)  # type: ignore[arg-type]
+            # Only one digit becomes a number: int() raises for thousands of them.
+            self.session.rate(answer, int(rest) if len(rest) == 1 and rest.isdecimal() else rest)  # type: ignore[arg-type]
         self.say("(thank you)")
 
     def do_comment(self, rest: str) -> None:

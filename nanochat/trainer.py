@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import checkpoint, devices
+from . import checkpoint, devices, paths
 from .config import UserError, positive
 from .model import GPT
 from .optim import make_optimizers, schedule
@@ -225,6 +225,7 @@ class _Training:
         if path.is_file():
             os.replace(path, previous_state(path))
         os.replace(unfinished_state(path), path)
+        paths.flush_folder(path.parent)
         self.saved_step, self.saved_at = step, time.perf_counter()
 
     def save_is_due(self) -> bool:

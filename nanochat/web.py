@@ -10,14 +10,18 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import checkpoint, paths
 from .config import UserError
 
+if TYPE_CHECKING:
+    from tornado.routing import Rule
+
 # What shows widgets; other extensions that are installed are for JupyterLab.
 _EXTENSIONS = ["@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8"]
 HOST = "127.0.0.1"  # who may use this machine may use the page, and nobody else
+_NAMES = (HOST, "localhost", "[::1]")  # what this machine is called in a request of its own browser
 # Each visitor has a kernel, some 300 MB. One that nobody is connected to any more ends after so many seconds.
 _IDLE = 600
 # A page of voila's asks a server far away for icons that we do not use: with this no browser asks anybody but us.
@@ -70,14 +74,40 @@ def serve(run: str | None, stage: str | None, port: int = 0, say: Callable[[str]
     from traitlets.config import Config
     from voila.app import Voila
 
+    class Local(Voila):
+        def init_handlers(self) -> list[Any]:
+            return [_refuse_other_names(), *super().init_handlers()]
+
     with tempfile.TemporaryDirectory(prefix="nanochat-") as folder:
         file = Path(folder) / "nanochat.ipynb"
         file.write_text(notebook(run, stage), encoding="utf-8")
-        app = Voila(config=Config(_options(port)))
+        app = Local(config=Config(_options(port)))
         app.initialize([str(file)])
         IOLoop.current().add_callback(say, f"The playground is at http://{HOST}:{port}/ (Ctrl-C ends it).")
         app.start()  # returns after Ctrl-C, when its kernels have ended
     say("\nThe playground is closed.")
+
+
+def _refuse_other_names() -> Rule:
+    """A rule, to stand before all others, that answers 403 where the Host is not a name of this machine's loopback.
+
+    Any website can let its own name point to 127.0.0.1, and a browser then takes our page for a part of that website,
+    whose scripts may read it. The name in the request gives it away, for pages and WebSockets alike.
+    """
+    from tornado.httputil import HTTPServerRequest
+    from tornado.routing import Matcher, Rule
+    from tornado.web import ErrorHandler
+
+    class Refusal(ErrorHandler):
+        def write_error(self, status_code: int, **details: Any) -> None:
+            self.set_header("Content-Type", "text/plain; charset=utf-8")
+            self.finish(f"this page is for the machine it runs on only; open it there as http://{HOST}:PORT/\n")
+
+    class OtherName(Matcher):
+        def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:
+            return None if request.host_name in _NAMES else {}
+
+    return Rule(OtherName(), Refusal, {"status_code": 403})
 
 
 def _python_path() -> list[str]:

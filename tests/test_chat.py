@@ -14,6 +14,7 @@ from nanochat import answers, chat, feedback, qa, stages
 from nanochat.chat import ChatSession, Settings
 from nanochat.config import UserError
 from nanochat.conversation import Conversation, Turn
+from nanochat.widgets.captions import chat_name
 
 
 @pytest.fixture
@@ -116,6 +117,38 @@ def test_one_answer_at_a_time(session: ChatSession):
             attempt()
     whole(pieces)
     assert whole(session.reply("hello")) and len(session.exchanges) == 2
+
+
+@pytest.mark.parametrize("ask", ["reply", "stream_compare"])
+def test_a_refused_question_leaves_the_answer_that_runs_to_stop_and_takes_no_seed(session: ChatSession, ask: str):
+    session.settings = Settings(remember=0)
+    pieces = session.reply("count")
+    next(pieces)
+    with pytest.raises(UserError, match="still answering"):
+        next(getattr(session, ask)("hello"))
+    session.stop()
+    list(pieces)
+    answer = session.exchanges[0].answer
+    assert (answer.ended, answer.seed) == ("stopped", 0) and len(answer.ids) <= 3
+    assert whole(session.reply("hello")) == ANSWERS["hello"]
+    assert session.exchanges[1].answer.seed == 1
+
+
+def test_a_stop_before_the_first_piece_is_not_lost(session: ChatSession):
+    pieces = session.reply("count")
+    session.stop()
+    list(pieces)
+    assert session.exchanges[0].answer.ended == "stopped" and len(session.exchanges[0].answer.ids) <= 2
+
+
+def test_a_stop_is_for_the_answer_that_runs_and_not_for_one_asked_for_meanwhile(session: ChatSession):
+    pieces = session.reply("count")
+    next(pieces)
+    later = session.reply("hello")
+    session.stop()
+    list(pieces)
+    assert whole(later) == ANSWERS["hello"]
+    assert [exchange.answer.ended for exchange in session.exchanges] == ["stopped", "end"]
 
 
 def test_no_gradients_are_kept_in_the_thread_that_answers(session: ChatSession):
@@ -373,6 +406,36 @@ def test_a_saved_chat_goes_on_after_a_restart(session: ChatSession, nanochat_hom
     assert later.exchanges == session.exchanges and later.budget() == session.budget()
     later.thumb(later.exchanges[0].answer, 1)
     assert later.why(later.exchanges[0].answer) == session.why(session.exchanges[0].answer)
+
+
+def test_half_of_a_surrogate_pair_reaches_no_file_and_stops_nothing(session: ChatSession, nanochat_home: Path):
+    whole(session.reply("caf\udce9?", "cut \ud83d"))
+    session.compare("\ud83d", "\udce9")
+    first, both = session.exchanges
+    session.thumb(first.answer, 1)
+    session.comment(first.answer, "so\ud83d")
+    session.correct(first.answer, "\udce9 better")
+    session.choose(both, 0)
+    session.save(chat.transcript_path("tiny"))
+    assert (first.question, first.passage, both.question, both.passage) == ("caf??", "cut ?", "?", "?")
+    kept = session.store().path.read_text(encoding="utf-8") + chat.transcripts("tiny")[0].read_text(encoding="utf-8")
+    assert "\\ud83d" not in kept and "\\udce9" not in kept
+    assert [record.text for record in session.store().records()] == ["", "so?", "? better", ""]
+    assert session.budget()[0] > 0
+
+
+def test_half_of_a_surrogate_pair_in_a_saved_chat_is_mended_when_it_is_read(session: ChatSession, nanochat_home: Path):
+    whole(session.reply("hello", "A passage."))
+    path = chat.transcript_path("tiny")
+    session.save(path)
+    path.write_text(
+        path.read_text().replace("hello", "hello\\ud83d").replace("A passage", "\\udce9").replace("help", "\\ud83d")
+    )
+    session.load(path)
+    assert "\\ud" not in repr(session.exchanges) and session.exchanges[0].question == "hello?"
+    assert chat_name(path).endswith("hello?")
+    session.thumb(session.exchanges[0].answer, 1)
+    whole(session.reply("wave"))
 
 
 @pytest.mark.parametrize(

@@ -329,9 +329,12 @@ def test_chat_answers_in_the_terminal(project, nanochat, monkeypatch):
 
 def test_lab_opens_the_notebooks(project, nanochat, monkeypatch):
     became = []
-    monkeypatch.setattr(os, "execv", lambda program, words: became.append((program, words)))
+    monkeypatch.setattr(os, "execv", lambda *given: became.append((*given, os.environ["NANOCHAT_HOME"])))
+    monkeypatch.chdir(project.parent)
+    monkeypatch.setenv("NANOCHAT_HOME", project.name)
     assert nanochat("lab")[0] == 0
-    [(program, words)] = became
+    [(program, words, home)] = became
+    assert home == str(project), "its kernels, which run in another folder, have another project"
     assert program == words[0] == sys.executable
     assert words[-1] == str(project / "notebooks")
     subprocess.run([program, *words[1:3], "--version"], check=True, capture_output=True)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from papermill.cli import _resolve_type
 
 from nanochat import config
 from nanochat.config import MODEL_PRESETS, PROFILES, ModelConfig, UserError, model_config, positive, profile, unknown
@@ -124,6 +125,24 @@ def test_the_four_profiles_exist_and_a_mistyped_one_is_named():
     assert set(PROFILES) == {"smoke", "default", "long", "gpu"}
     with pytest.raises(UserError, match="did you mean 'smoke'"):
         profile("smok")
+
+
+@pytest.mark.parametrize("name", ["run", "corpus", "qa", "tokenizer", "device"])
+@pytest.mark.parametrize("typed", ["2024", "0", "19.5", "1e5", "True", "inf", "None", "moby"])
+def test_a_parameter_is_text_whatever_papermill_makes_of_it(name: str, typed: str) -> None:
+    value = _resolve_type(typed)
+    chosen = config.choose("smoke", **{name: value})
+    want = getattr(profile("smoke"), name) if typed == "None" else str(value)
+    assert getattr(chosen, name) == want and isinstance(getattr(chosen, name), str)
+
+
+def test_a_number_is_an_unknown_model_or_profile() -> None:
+    with pytest.raises(UserError, match="unknown model '1024'"):
+        config.choose(model=1024)
+    with pytest.raises(UserError, match="unknown profile '0'"):
+        config.choose(0)
+    assert config.choose("smoke", model="nano-long").run == "nano-long"
+    assert config.choose("smoke", model="nano-long", run=7).run == "7"
 
 
 def test_a_user_error_is_a_value_error_so_that_libraries_can_catch_it():

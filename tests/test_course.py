@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from nanochat import cli, course
+from nanochat import cli, course, paths
 from nanochat.config import UserError
 from nanochat.course import CourseError
 
@@ -38,7 +38,7 @@ def write(home: Path, name: str, *sources: str, parameters: str = ALL) -> Path:
         metadata={"kernelspec": kernelspec, "language_info": {"name": "python"}},
     )
     path = home / "notebooks" / f"{name}.ipynb"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
     return path
 
@@ -287,6 +287,23 @@ def test_parameters_arrive_and_the_report_tells_what_ran(nanochat_home, monkeypa
     assert all(entry["seconds"] > 0.2 for entry in content["notebooks"])
     assert content["notebooks"][1]["peak_mb"] > 200
     assert content["peak_mb"] == max(entry["peak_mb"] for entry in content["notebooks"])
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("given", [None, "project"])
+def test_notebooks_have_the_project_folder_of_the_course(tmp_path, monkeypatch, given):
+    home = tmp_path / given if given else tmp_path
+    write(home, "01_one", "import os; print(os.environ['NANOCHAT_HOME'], os.getcwd())")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "site-packages" / "nanochat" / "paths.py"))  # no checkout
+    if given:
+        monkeypatch.setenv("NANOCHAT_HOME", given)
+    else:
+        monkeypatch.delenv("NANOCHAT_HOME", raising=False)
+    [notebook] = course.notebooks()
+    course.execute(notebook, home / "out" / "executed.ipynb", {})
+    assert said(home / "out" / "executed.ipynb") == f"{home} {home / 'notebooks'}\n"
+    assert os.environ.get("NANOCHAT_HOME") == given, "and afterwards everything is as it was"
 
 
 @pytest.mark.notebook

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -455,7 +457,22 @@ def test_card_reads_as_markdown_tables(home: Path) -> None:
 def test_no_text_breaks_out_of_its_cell(text: str) -> None:
     lines = cards._table(("a", "b:"), [(text, text)]).splitlines()
     assert len(lines) == 3
-    assert lines[2].replace("\\\\", "").replace("\\|", "").count("|") == 3
+    assert lines[2].replace("\\|", "").count("|") == 3
+
+
+@given(st.text(max_size=40) | st.text("$\\()[]&#36;<span>/ ", max_size=40))
+def test_a_cell_shows_its_text_and_none_of_it_is_latex(text: str) -> None:
+    cell = cards._cell(text)
+    assert "$" not in cell and "$" not in html.unescape(cell).replace("<span>$</span>", "")
+    plain = re.sub(r"\\(.)", r"\1", cell)  # the markdown's own backslashes
+    assert html.unescape(re.sub("</?span>", "", plain)) == " ".join(text.split())
+
+
+def test_a_price_in_a_card_is_no_latex(home: Path) -> None:
+    card = evaluate.report_card("r", stage="fine_tuned")
+    card["five_questions"][0]["answer"] = card["majority_answer"] = card["writing"]["sample"] = "$31 or \\(135\\)"
+    text = evaluate.format_card(card)
+    assert "$" not in text and "\\(" not in text and text.count("&#36;") == 3
 
 
 def test_cards_of_seeds_are_compared_by_mean_lowest_and_highest() -> None:

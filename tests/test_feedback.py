@@ -63,12 +63,44 @@ def test_what_is_appended_is_read_back_in_order(tmp_path: Path):
     assert first["schema"] == 1 and first["time"].endswith("Z") and len(first["id"]) == 32
 
 
-@given(st.text(st.characters(exclude_categories=())), st.text(), st.integers(1, 5))
+@given(st.text(), st.text(), st.integers(1, 5))
 def test_any_text_survives_the_file(tmp_path_factory, said: str, passage: str, rating: int):
     path = tmp_path_factory.mktemp("any") / "x.jsonl"
     written = record("rating", rating, conversation=Conversation((Turn("user", said),), passage), responses=(said,))
     append(path, written)
     assert read(path, loud) == [written]
+
+
+@given(st.text(st.characters(exclude_categories=()), min_size=1))
+def test_half_of_a_surrogate_pair_becomes_a_question_mark(tmp_path_factory, said: str):
+    path = tmp_path_factory.mktemp("any") / "x.jsonl"
+    said += "\ud83d"
+    append(
+        path, record("comment", text=said, conversation=Conversation((Turn("user", said),), said), responses=(said,))
+    )
+    assert "\\ud" not in path.read_text(encoding="utf-8").replace("\\\\", "")
+    [found] = read(path, loud)
+    mended = "".join("?" if "\ud800" <= char <= "\udfff" else char for char in said)
+    assert (found.text, found.conversation.question, found.conversation.context, found.responses) == (
+        mended, mended, mended, (mended,)
+    )  # fmt: skip
+
+
+def test_half_of_a_surrogate_pair_that_is_in_a_file_becomes_a_question_mark(tmp_path: Path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(to_json(record("comment", text="cut \ud83d"))) + "\n")
+    assert [found.text for found in read(path, loud)] == ["cut ?"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="this system cannot flush folders")
+def test_a_new_file_is_on_the_disk_with_its_name_and_an_old_one_needs_that_no_more(tmp_path: Path, monkeypatch):
+    flushed, real = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (flushed.append(os.path.realpath(f"/dev/fd/{fd}")), real(fd)))
+    path = tmp_path.resolve() / "feedback" / "x.jsonl"
+    append(path, record())
+    assert flushed == [str(path), str(path.parent)]
+    append(path, record())
+    assert flushed[2:] == [str(path)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from nanochat import paths
 from nanochat.config import UserError
-from nanochat.paths import atomic_write, safe_name
+from nanochat.paths import atomic_write, flush_folder, safe_name
 
 
 def test_home_is_the_checkout_wherever_one_stands(monkeypatch, tmp_path):
@@ -118,11 +120,32 @@ def test_a_disk_that_fails_at_the_end_leaves_what_was_there(tmp_path, monkeypatc
 def test_the_data_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
     order = []
     fsync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (order.append(("fsync", os.fstat(fd).st_size)), fsync(fd)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append(("replace", 3)), replace(a, b)))
+
+    def flushed(fd: int) -> None:
+        found = os.fstat(fd)
+        order.append("folder" if stat.S_ISDIR(found.st_mode) else f"file of {found.st_size}")
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("name"), replace(a, b)))
     with atomic_write(tmp_path / "a.bin") as file:
         file.write(b"abc")
-    assert order == [("fsync", 3), ("replace", 3)]
+    assert order == ["file of 3", "name", *(["folder"] if os.name == "posix" else [])]
+
+
+def test_a_folder_that_the_system_cannot_open_or_flush_is_passed_over_and_a_broken_disk_is_not(tmp_path, monkeypatch):
+    flush_folder(tmp_path / "none")
+
+    def fail(fd: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    code = errno.EINVAL
+    flush_folder(tmp_path)
+    if os.name == "posix":
+        code = errno.EIO
+        with pytest.raises(OSError, match=os.strerror(code)):
+            flush_folder(tmp_path)
 
 
 def test_importing_the_package_loads_nothing_heavy():

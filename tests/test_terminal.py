@@ -104,6 +104,30 @@ def test_an_unknown_command_names_the_nearest(talk):
     assert "did you mean '/rate'" in talk("/rat 5")
 
 
+COMMANDS = [entry.split()[0] for entry in HELP]
+
+
+@pytest.mark.parametrize(
+    "words", ["", " now", "\tnow", " \x00", " " + "9" * 5000, " 1e999", " nan", " ../x", " \udce9"]
+)
+def test_no_command_ends_the_chat_whatever_stands_behind_it(talk, words: str):
+    for command in [*COMMANDS, "/", "//", "/QUIT", "/do_help", "/_quit", "/é"]:
+        if command + words != "/quit":
+            screen = talk(f"{command}{words}", "", "/new", "/passage", "/temp 0", "hello")
+            assert f"bot: {ANSWERS['hello']}\n" in screen and "went wrong" not in screen
+
+
+@pytest.mark.parametrize("command", [entry for entry in HELP if " " not in entry])
+def test_a_command_that_takes_no_words_says_so(talk, command: str):
+    assert f"({command} takes no words after it; type {command} alone)" in talk("hello", f"{command} now")
+
+
+def test_an_error_nobody_thought_of_is_shown_and_the_chat_goes_on(talk, monkeypatch):
+    monkeypatch.setattr(ChatSession, "new", lambda self: [][0])
+    screen = talk("/new", "hello")
+    assert "(sorry, that went wrong: IndexError: " in screen and ANSWERS["hello"] in screen
+
+
 def test_ratings_thumbs_comments_and_corrections_reach_the_feedback(talk, records):
     screen = talk("hello", "/rate 4", "/rate +", "/rate -", "/comment so so", "/correct Hello you!")
     assert [(r.kind, r.value, r.text) for r in records()] == [
@@ -179,6 +203,18 @@ def test_a_terminal_of_few_characters_shows_question_marks(nanochat_home: Path):
     screen = io.TextIOWrapper(raw, encoding="ascii")
     assert run_terminal(open_session, io.StringIO("wave\n"), screen) == 0
     assert b"bot: Hi ??" in raw.getvalue()
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_letters_of_another_encoding_are_no_error(nanochat_home: Path, records, errors: str):
+    tiny_checkpoint(nanochat_home)
+    keyboard = io.TextIOWrapper(io.BytesIO(b"caf\xe9?\n/comment caf\xe9\n/new\nhello\n"), "utf-8", errors)
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    assert run_terminal(open_session, keyboard, screen) == 0
+    shown = screen.buffer.getvalue().decode()
+    assert f"bot: {ANSWERS['hello']}\n" in shown and "went wrong" not in shown
+    [record] = records()
+    assert (record.conversation.question, record.text) == ("caf\ufffd?", "caf\ufffd")
 
 
 def test_without_a_model_the_caller_is_told(nanochat_home: Path):

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
+import signal
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 
 import nbformat
@@ -73,3 +80,58 @@ def test_it_listens_on_this_machine_only_and_its_pages_may_ask_nobody_else() -> 
     policy = options["Voila"]["tornado_settings"]["headers"]["Content-Security-Policy"]
     assert "http" not in policy and "*" not in policy and "default-src 'self'" in policy
     json.dumps(options)
+
+
+# The real server, with a notebook that shows nothing: its kernels start quickly.
+SERVE = """
+import sys
+from nanochat import web
+real = web.notebook
+web.notebook = lambda run, stage: real(run, stage).replace("from nanochat.widgets import playground", "import sys").replace(
+    "playground(", "print(")
+web.serve(None, None, say=lambda text: print(text, flush=True))
+"""
+
+
+@pytest.fixture
+def port(nanochat_home: Path) -> Iterator[int]:
+    """The port of a server that runs."""
+    pytest.importorskip("voila", reason="voila is not installed: pip install 'nanochat[app]'")
+    tiny_checkpoint(nanochat_home)
+    places = {**os.environ, "PYTHONPATH": str(Path(web.__file__).parents[1])}
+    with (nanochat_home / "web.log").open("w") as log:
+        command = [sys.executable, "-c", SERVE]
+        process = subprocess.Popen(command, env=places, stdout=subprocess.PIPE, stderr=log, text=True)
+    with process:
+        yield int(re.search(r":(\d+)/", process.stdout.readline())[1])
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        process.wait(60)
+
+
+def get(port: int, path: str, host: str, **headers: str) -> tuple[int, str]:
+    """The status and the text that the server answers to a request for `host`."""
+    connection = HTTPConnection(web.HOST, port, timeout=60)
+    connection.request("GET", path, headers={"Host": host, **headers})
+    answer = connection.getresponse()
+    text = "" if answer.status == 101 else answer.read().decode()
+    connection.close()
+    return answer.status, text
+
+
+def test_only_the_names_of_this_machine_reach_the_page_and_its_kernel(port: int) -> None:
+    status, page = get(port, "/", f"127.0.0.1:{port}")
+    assert status == 200
+    channels = f"/api/kernels/{re.search(r'[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}', page)[0]}/channels"
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    upgrade["Sec-WebSocket-Key"] = "AAAAAAAAAAAAAAAAAAAAAA=="
+    for host in ("127.0.0.1", "localhost", "[::1]", "LocalHost"):
+        for name in (host, f"{host}:{port}", f"{host}:80"):
+            assert get(port, channels, name, Origin=f"http://{name}", **upgrade)[0] == 101
+            assert get(port, "/voila/templates/lab/static/voila.js", name)[0] == 200
+    for host in ("attacker.example", "127.0.0.1.attacker.example", "localhost.attacker.example", "192.168.0.2", "::1"):
+        for name in (host, f"{host}:{port}"):
+            for path in ("/", "/voila/templates/lab/static/voila.js", "/nowhere", channels):
+                status, text = get(port, path, name)
+                assert status == 403 and f"http://{web.HOST}" in text and text.count("\n") == 1
+            assert get(port, channels, name, Origin=f"http://{name}", **upgrade)[0] == 403

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ..chat import ChatSession
 from ..checkpoint import Checkpoint, in_box
-from ..config import UserError
-from . import markup
+from ..config import UserError, whole_text
+from . import markup, static
 
 # Questions to click, with their passages
 EXAMPLES = (
@@ -25,8 +26,8 @@ def chat_name(path: Path) -> str:
     stamp = path.stem
     when = f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]} {stamp[9:11]}:{stamp[11:13]}"
     try:
-        first = json.loads(path.read_text(encoding="utf-8"))["exchanges"][0]["question"]
-    except (OSError, ValueError, LookupError, TypeError):
+        first = whole_text(json.loads(path.read_text(encoding="utf-8"))["exchanges"][0]["question"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return f"{when} (damaged)"
     return f"{when} {first[:40]}"
 
@@ -61,14 +62,14 @@ def _held_out_score(loaded: Checkpoint) -> float | None:
         return None
 
 
-def unavailable(reason: UserError) -> dict[str, str]:
+def unavailable(reason: UserError) -> dict[str, Any]:
     """What stands in for a playground without a model."""
     text = (
         "There is no model to talk to here. Run `nanochat course` in a terminal, or the notebooks 03_pretraining and "
         f"04_qa_finetuning; then run this cell again.\n({reason})"
     )
     lines = "<br>".join(map(markup.escape, text.splitlines()))
-    return {"text/html": f"{markup.STYLE}<div class='nc'><div class='nc-log'>{lines}</div></div>", "text/plain": text}
+    return static.output(f"{markup.STYLE}<div class='nc'><div class='nc-log'>{lines}</div></div>", text)
 
 
 def sample_exchange(session: ChatSession) -> tuple[str, str]:

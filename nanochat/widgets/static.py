@@ -21,9 +21,18 @@ def number(value: float, least: float, most: float, name: str, step: float = 1) 
     )
 
 
+def output(html: str, text: str) -> dict[str, Any]:
+    """One output that notebooks show as `html` if they can, else as `text`.
+
+    Notebooks typeset what stands between two dollar signs in HTML, however they are escaped: prices would become LaTeX.
+    The two classes, of MathJax 2 and of those after it, keep it from looking inside.
+    """
+    return {"text/html": f'<div class="tex2jax_ignore mathjax_ignore">{html}</div>', "text/plain": text}
+
+
 def bundle(widget: Widget, html: str, text: str) -> dict[str, Any]:
     """The widget as one output that notebooks show live if they can, else as `html`, else as `text`."""
-    return {**widget._repr_mimebundle_(), "text/html": html, "text/plain": text}
+    return {**widget._repr_mimebundle_(), **output(html, text)}
 
 
 def show(widget: Widget, html: str, text: str) -> None:

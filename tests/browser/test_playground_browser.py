@@ -21,6 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from serving import CHROMIUM, NO_CHROMIUM, SLOW, WAIT, answers, free_port
 from tiny import ANSWERS, tiny_checkpoint
 
+from nanochat import cards
+from nanochat.config import UserError
+from nanochat.widgets import static
+from nanochat.widgets.captions import unavailable
+
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright_api.expect
 
@@ -270,6 +275,24 @@ def test_every_control_of_the_explorers_has_a_name(page: playwright_api.Page, la
     named = [name for output in page.locator(".jp-OutputArea-output").all() for name in output.evaluate(NAMES)]
     assert len(named) > len(CONTROLS) and "" not in named, "a control without a name"
     assert set(named) == {name for _, name in CONTROLS}
+
+
+def test_prices_are_not_typeset_as_latex(page: playwright_api.Page, lab: Lab):
+    price, latex = "$31 or \\(32\\) … $135", "LaTeX is $31$"
+    outputs = [static.output(f"<p>{price}</p><p>{price}</p>", ""), unavailable(UserError(price))]
+    outputs += [{"text/markdown": cards._table(("a", "b"), [(price, price)])}, {"text/plain": price}]
+    # What is LaTeX comes last: where it has been typeset, so would have been what stands before it.
+    outputs += [{"text/html": f"<p>{latex}</p>"}]
+    shown = [nbformat.v4.new_output("display_data", data=data) for data in outputs]
+    cells = [nbformat.v4.new_code_cell("", id="prices", outputs=shown)]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, lab.work / "prices.ipynb")
+    page.goto(f"{lab.url}/lab/tree/prices.ipynb?reset")
+    found = page.locator(".jp-OutputArea-output")
+    expect(found.last.locator("mjx-container")).to_have_count(1)
+    assert page.locator("mjx-container").count() == 1
+    assert [text.count(price) for text in found.all_inner_texts()] == [2, 1, 2, 1, 0]
 
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])
