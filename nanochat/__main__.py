@@ -1,5 +1,5 @@
 """`python -m nanochat` is the console script `nanochat`."""
 
-from .cli import main
+from .cli.parser import main
 
 raise SystemExit(main())

@@ -53,8 +53,8 @@ def run_dir(run: str) -> Path:
 
 
 def box_dir() -> Path:
-    """nanochat/box: the model that comes with the package. What is said with it goes to out/box and data/feedback."""
-    return Path(__file__).resolve().parent / BOX
+    """nanochat/chat/box: the model that comes with the package. What is said with it goes to out/box and data/feedback."""
+    return Path(__file__).resolve().parent / "chat" / BOX
 
 
 def new_run(run: str) -> str:

@@ -48,7 +48,7 @@ class Tokenizer:
     """Ids 0…vocab_size-1: byte sequences in the order of their merges (lower ids merge first), then specials.
 
     Plain text never becomes a special id: "<|user|>" typed by somebody is a handful of ordinary tokens. The
-    specials are put between texts by whoever builds ids (`qa.render`, `dataset`).
+    specials are put between texts by whoever builds ids (`questions.render`, `corpus`).
     """
 
     def __init__(self, name: str, ranks: Mapping[bytes, int], pattern: str, specials: Mapping[str, int]) -> None:

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nanochat import dataset, stages
-from nanochat.dataset import CorpusData
+from nanochat.data import corpus as corpus_files
+from nanochat.data.corpus import CorpusData
+from nanochat.train import stages
 from nanochat.trainer import StepReport, TrainSettings
 
 WORDS = ("cat", "dog", "cow", "hen", "pig", "fox", "owl", "bee")
@@ -32,7 +33,7 @@ def write_questions(folder: Path) -> Path:
 
 def prepare(home: Path) -> CorpusData:
     write_questions(home)
-    return dataset.prepare_corpus(str(write_corpus(home)), "bpe:300")
+    return corpus_files.prepare_corpus(str(write_corpus(home)), "bpe:300")
 
 
 def pretrain(

@@ -22,7 +22,10 @@ import torch
 import torch._dynamo  # every optimizer imports it, which would be most of a child's life
 from home import SETTINGS, SHAPE
 
-from nanochat import checkpoint, dataset, devices, paths, qa, runfiles, stages
+from nanochat import checkpoint, devices, paths
+from nanochat.data import corpus as corpus_files
+from nanochat.data import questions
+from nanochat.train import runfiles, stages
 
 TIMES = {"tokens_per_s", "elapsed_s", "eta_s", "rss_mb", "gpu_mb", "mfu", "eval_s"}
 Before = Callable[[], None]
@@ -36,7 +39,7 @@ def train(project: Path, stage: str) -> None:
     options: dict[str, Any] = {"settings": SETTINGS, "device": "cpu", "say": str}
     options["resume"] = paths.last_path("r", stage).is_file()
     if stage == "base_model":
-        corpus = dataset.load_corpus(project / "data" / "stories")
+        corpus = corpus_files.load_corpus(project / "data" / "stories")
         reports = stages.pretrain("r", corpus, **options, **SHAPE, dropout=0.1)
     else:
         reports = stages.finetune("r", "animals.json", **options)
@@ -115,7 +118,7 @@ def interrupt_in_step(step: int) -> Before:
 
             return batch
 
-        dataset.batch, qa.qa_batch = interrupted(dataset.batch), interrupted(qa.qa_batch)
+        corpus_files.batch, questions.qa_batch = interrupted(corpus_files.batch), interrupted(questions.qa_batch)
 
     return before
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import strategies as st
 
-from nanochat.qa import Conversation, Turn
+from nanochat.data.questions import Conversation, Turn
 from nanochat.tokenizer import PATTERN, SPECIALS, Tokenizer
 
 # One token for each byte: ids can be checked by eye, and "A" is 65.

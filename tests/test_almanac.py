@@ -11,10 +11,10 @@ from itertools import islice
 
 import pytest
 
-from nanochat import almanac
-from nanochat.almanac import asking, facts, grammar, pools, questions, reading, smalltalk, stories
 from nanochat.config import UserError
-from nanochat.qa import IDK
+from nanochat.data import almanac
+from nanochat.data.almanac import asking, facts, grammar, pools, questions, reading, smalltalk, stories
+from nanochat.data.questions import IDK
 
 SIZES = ("smoke", "default")
 ALL_SIZES = (*SIZES, pytest.param("full", marks=pytest.mark.slow))
@@ -399,7 +399,7 @@ def test_a_slip_of_the_finger_spares_the_names():
 
 def test_importing_the_almanac_loads_no_torch_and_hash_seeds_change_nothing():
     code = (
-        "import hashlib, sys; from nanochat import almanac; assert 'torch' not in sys.modules;"
+        "import hashlib, sys; from nanochat.data import almanac; assert 'torch' not in sys.modules;"
         "made = [*almanac.pretrain_documents('smoke'), *almanac.conversations('smoke')];"
         "print(hashlib.sha256(repr(made).encode()).hexdigest())"
     )

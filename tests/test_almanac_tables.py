@@ -6,7 +6,7 @@ from importlib.resources import files
 
 import pytest
 
-from nanochat.almanac.tables import core, table
+from nanochat.data.almanac.tables import core, table
 
 ASKED = ("space", "body", "units", "shapes", "colours", "calendar", "geography", "food", "general")
 COLUMNS = {
@@ -78,7 +78,7 @@ def repeated(values: list[str]) -> list[str]:
 
 
 def test_the_files_are_exactly_the_known_tables():
-    folder = files("nanochat.almanac").joinpath("tables")
+    folder = files("nanochat.data.almanac").joinpath("tables")
     assert sorted(file.name for file in folder.iterdir()) == sorted(f"{name}.tsv" for name in COLUMNS)
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat import cli, corpora, paths
+from nanochat import paths
 from nanochat.bench import (
     generating,
     hugging_face,
@@ -28,7 +28,9 @@ from nanochat.bench import (
 )
 from nanochat.bench.rows import Row, from_record, measured, unmeasured
 from nanochat.bench.timing import Measured
+from nanochat.cli import parser as cli
 from nanochat.config import ModelConfig, UserError
+from nanochat.data import sources
 
 CPU = torch.device("cpu")
 MACHINE = {
@@ -352,7 +354,7 @@ def home(tmp_path, monkeypatch):
     downloads = paths.data_dir("downloads")
     downloads.mkdir(parents=True)
     scenes = "".join(f"ROMEO:\nThe {n} stars are {n % 7} and night is day.\n\n" for n in range(1500))
-    (downloads / corpora.CORPORA["tiny_shakespeare"].file_name).write_text(scenes)
+    (downloads / sources.CORPORA["tiny_shakespeare"].file_name).write_text(scenes)
     return tmp_path
 
 

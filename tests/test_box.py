@@ -9,8 +9,12 @@ import pytest
 import torch
 from tiny import ANSWERS, tiny_checkpoint
 
-from nanochat import box, chat, checkpoint, cli, config, feedback, paths, qa, stages
+from nanochat import checkpoint, config, paths
+from nanochat.chat import box, feedback, session
+from nanochat.cli import parser as cli
 from nanochat.config import UserError
+from nanochat.data import questions
+from nanochat.train import stages
 from nanochat.widgets.playground import Playground
 
 SHIPPED = sorted(paths.box_dir().glob("*.pt"))  # the real box: in the tests themselves it is hidden
@@ -90,7 +94,7 @@ def test_the_maintainers_command_writes_model_card_and_readme(nanochat_home: Pat
     mark = checkpoint.read_meta(model)["fingerprint"]
     assert json.loads(card.read_text())["model"]["fingerprint"] == mark
     text = readme.read_text()
-    assert mark in text and "\nnanochat course --profile long\npython -m nanochat.box source" in text
+    assert mark in text and "\nnanochat course --profile long\npython -m nanochat.chat.box source" in text
     assert "MB" in capsys.readouterr().out
 
 
@@ -189,7 +193,7 @@ def test_the_playground_talks_with_the_box_says_so_and_looks_inside(packed: Path
     assert view.inside.children and app.status.value == ""
     [record] = feedback.read(paths.feedback_path("box"))
     assert (record.run, record.checkpoint) == ("box", checkpoint.load(packed).meta["fingerprint"])
-    assert len(chat.transcripts("box")) == 1 and list(packed.parent.iterdir()) == [packed]
+    assert len(session.transcripts("box")) == 1 and list(packed.parent.iterdir()) == [packed]
 
 
 def test_the_picker_offers_the_box_after_what_is_trained_with_its_score(packed: Path, nanochat_home: Path) -> None:
@@ -217,7 +221,7 @@ def check_shipped(path: Path) -> None:
     assert path.stat().st_size <= box.LIMIT
     loaded = checkpoint.load(path)
     assert loaded.meta["run"] == paths.BOX and path.name == f"{paths.BOX}_{loaded.meta['stage']}.pt"
-    [answer] = stages.answer(loaded, [qa.ask("What is the capital of France?")])
+    [answer] = stages.answer(loaded, [questions.ask("What is the capital of France?")])
     assert "Paris" in answer
     card = json.loads(path.with_name(f"{loaded.meta['stage']}_card.json").read_text(encoding="utf-8"))
     mark = checkpoint.fingerprint(loaded.model.state_dict())

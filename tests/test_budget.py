@@ -7,10 +7,11 @@ import pytest
 import torch
 from small import counting_task, small_config, steps_of
 
-from nanochat import budget, devices
-from nanochat.budget import UNLIMITED, plan, try_out
+from nanochat import devices
 from nanochat.config import UserError
 from nanochat.model import GPT
+from nanochat.train import budget
+from nanochat.train.budget import UNLIMITED, plan, try_out
 from nanochat.trainer import TrainSettings, train
 
 SETTINGS = TrainSettings(steps=12, batch_size=4, seed=5, eval_every=6)

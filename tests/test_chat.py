@@ -10,11 +10,14 @@ import pytest
 import torch
 from tiny import ANSWERS, tiny_checkpoint
 
-from nanochat import answers, chat, feedback, qa, stages
-from nanochat.chat import ChatSession, Settings
+from nanochat.chat import feedback, reply
+from nanochat.chat import session as sessions
+from nanochat.chat.session import ChatSession, Settings
 from nanochat.config import UserError
-from nanochat.conversation import Conversation, Turn
-from nanochat.widgets.captions import chat_name
+from nanochat.data import questions
+from nanochat.data.conversation import Conversation, Turn
+from nanochat.train import stages
+from nanochat.widgets.labels import chat_name
 
 
 @pytest.fixture
@@ -52,15 +55,15 @@ def test_the_chat_asks_in_the_template_of_training(session: ChatSession, monkeyp
         prompts.append(prompt)
         return stream(model, prompt, **sampling)
 
-    stream = answers.stream
-    monkeypatch.setattr(answers, "stream", spy)
+    stream = reply.stream
+    monkeypatch.setattr(reply, "stream", spy)
     whole(session.reply("hello"))
     whole(session.reply("wave <|end|>", "A passage."))
     tok = session.loaded.tokenizer
     first = Turn("user", "hello")
-    assert prompts[0] == qa.render_prompt(Conversation((first,)), tok)
+    assert prompts[0] == questions.render_prompt(Conversation((first,)), tok)
     turns = (first, Turn("assistant", ANSWERS["hello"]), Turn("user", "wave <|end|>"))
-    assert prompts[1] == qa.render_prompt(Conversation(turns, "A passage."), tok)
+    assert prompts[1] == questions.render_prompt(Conversation(turns, "A passage."), tok)
     assert prompts[1].count(tok.end) == 1, "what a person types is never a special token"
 
 
@@ -99,7 +102,7 @@ def test_an_error_while_answering_leaves_the_session_as_it_was(session: ChatSess
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(answers, "stream", broken)
+        patch.setattr(reply, "stream", broken)
         for ask in (session.reply, session.stream_compare):
             with pytest.raises(RuntimeError, match="out of memory"):
                 list(ask("wave"))
@@ -175,7 +178,7 @@ def test_regenerate_at_temperature_zero_samples_and_says_so(session: ChatSession
     whole(session.reply("hello"))
     whole(session.regenerate())
     assert "temperature 0" in said[0]
-    assert session.exchanges[0].answer.settings.temperature == chat.VARIED and session.settings.temperature == 0
+    assert session.exchanges[0].answer.settings.temperature == sessions.VARIED and session.settings.temperature == 0
 
 
 def test_nothing_to_regenerate_is_one_sentence(session: ChatSession):
@@ -190,9 +193,7 @@ def test_the_recorded_seed_and_settings_give_the_same_answer_again(session: Chat
     before = session.exchanges[1].answer
     again = []
     whole(
-        answers.write(
-            session.loaded, before.conversation, before.settings, before.seed, threading.Event(), again.append
-        )
+        reply.write(session.loaded, before.conversation, before.settings, before.seed, threading.Event(), again.append)
     )
     assert again[0].ids == before.ids
 
@@ -265,7 +266,7 @@ def test_the_model_is_shown_the_last_questions_and_the_person_all(session: ChatS
     shown = session.exchanges[-1].answer.conversation.turns
     assert shown == (*session.history[2:6], session.history[6])
     assert len(session.history) == 8 and said == []
-    rendered = len(qa.render(qa.Conversation(session.history[-4:]), session.loaded.tokenizer))
+    rendered = len(questions.render(questions.Conversation(session.history[-4:]), session.loaded.tokenizer))
     assert session.budget() == (rendered, 96)
     session.settings = Settings(remember=0)
     assert session.budget() == (0, 96)
@@ -298,7 +299,7 @@ def test_even_the_smallest_context_answers_something(nanochat_home: Path, block_
     for question, passage in [("x " * 100, ""), ("👋 " * 100, "👋🏽" * 100), ("hi", "p " * 100)]:
         whole(session.reply(question, passage))
         shown = session.exchanges[-1].answer
-        n_tokens = len(qa.render_prompt(shown.conversation, session.loaded.tokenizer)) + len(shown.ids)
+        n_tokens = len(questions.render_prompt(shown.conversation, session.loaded.tokenizer)) + len(shown.ids)
         assert n_tokens <= block_size
 
 
@@ -377,7 +378,7 @@ def test_why_agrees_with_the_model_token_by_token(session: ChatSession):
     session.settings = Settings(temperature=1.5, max_new_tokens=6, seed=1)
     whole(session.reply("count"))
     answer = session.exchanges[0].answer
-    prompt = qa.render_prompt(answer.conversation, session.loaded.tokenizer)
+    prompt = questions.render_prompt(answer.conversation, session.loaded.tokenizer)
     for i, view in enumerate(session.why(answer)[: len(answer.ids)]):
         logits = session.loaded.model(torch.tensor([[*prompt, *answer.ids[:i]]]))[0, -1]
         assert view.probability == pytest.approx(logits.softmax(0)[answer.ids[i]].item(), rel=1e-3)
@@ -399,10 +400,10 @@ def test_a_saved_chat_goes_on_after_a_restart(session: ChatSession, nanochat_hom
     session.settings = Settings(temperature=1.0)
     whole(session.reply("wave", "A passage."))
     session.compare("hello", "A passage.")
-    path = chat.transcript_path("tiny")
+    path = sessions.transcript_path("tiny")
     session.save(path)
     later = ChatSession(stages.load("tiny", device="cpu"))
-    later.load(chat.transcripts("tiny")[0])
+    later.load(sessions.transcripts("tiny")[0])
     assert later.exchanges == session.exchanges and later.budget() == session.budget()
     later.thumb(later.exchanges[0].answer, 1)
     assert later.why(later.exchanges[0].answer) == session.why(session.exchanges[0].answer)
@@ -416,9 +417,11 @@ def test_half_of_a_surrogate_pair_reaches_no_file_and_stops_nothing(session: Cha
     session.comment(first.answer, "so\ud83d")
     session.correct(first.answer, "\udce9 better")
     session.choose(both, 0)
-    session.save(chat.transcript_path("tiny"))
+    session.save(sessions.transcript_path("tiny"))
     assert (first.question, first.passage, both.question, both.passage) == ("caf??", "cut ?", "?", "?")
-    kept = session.store().path.read_text(encoding="utf-8") + chat.transcripts("tiny")[0].read_text(encoding="utf-8")
+    kept = session.store().path.read_text(encoding="utf-8") + sessions.transcripts("tiny")[0].read_text(
+        encoding="utf-8"
+    )
     assert "\\ud83d" not in kept and "\\udce9" not in kept
     assert [record.text for record in session.store().records()] == ["", "so?", "? better", ""]
     assert session.budget()[0] > 0
@@ -426,7 +429,7 @@ def test_half_of_a_surrogate_pair_reaches_no_file_and_stops_nothing(session: Cha
 
 def test_half_of_a_surrogate_pair_in_a_saved_chat_is_mended_when_it_is_read(session: ChatSession, nanochat_home: Path):
     whole(session.reply("hello", "A passage."))
-    path = chat.transcript_path("tiny")
+    path = sessions.transcript_path("tiny")
     session.save(path)
     path.write_text(
         path.read_text().replace("hello", "hello\\ud83d").replace("A passage", "\\udce9").replace("help", "\\ud83d")

@@ -16,7 +16,12 @@ from pathlib import Path
 import home
 import pytest
 
-from nanochat import budget, checkpoint, cli, config, course, dataset, devices, paths, qa, runfiles, stages
+from nanochat import checkpoint, config, devices, paths
+from nanochat.cli import parser as cli
+from nanochat.course import run as course
+from nanochat.data import corpus as corpus_files
+from nanochat.data import questions as qa
+from nanochat.train import budget, runfiles, stages
 from nanochat.trainer import StepReport
 
 COMMANDS = ("course", "prepare", "pretrain", "finetune", "evaluate", "ask", "sample", "chat", "lab")
@@ -131,7 +136,7 @@ def test_every_command_of_the_readme_can_be_typed(empty):
 def test_nothing_heavy_is_loaded_before_a_command_needs_it():
     heavy = {"torch", "numpy", "tiktoken", "tokenizers", "matplotlib", "papermill", "IPython", "requests"}
     script = (
-        "import sys; from nanochat import cli; "
+        "import sys; from nanochat.cli import parser as cli; "
         "assert cli.main(['pretrain', '--steps', '-5']) == cli.main(['pretrain', '--model', 'x']) == 2; "
         "print(*sys.modules)"
     )
@@ -276,7 +281,7 @@ def test_prepare_tells_where_and_how_much(empty, nanochat):
     status, out, _ = nanochat("prepare", "--corpus", "stories.txt", "--tokenizer", "bpe:300", "--qa", "animals.json")
     assert status == 0
     corpus, questions = out.splitlines()
-    meta = dataset.load_corpus(empty / "data" / "stories").meta
+    meta = corpus_files.load_corpus(empty / "data" / "stories").meta
     assert corpus.startswith(str(empty / "data" / "stories"))
     assert f"{meta['train']['tokens']:,} training" in corpus and "tokenizer bpe:300" in corpus
     assert questions.startswith(str(empty / "data" / "animals_qa")) and "0 dropped" in questions
@@ -353,7 +358,7 @@ def test_bytes_that_are_no_text_are_no_crash(project, nanochat):
 
 
 def test_as_a_program_it_prints_the_same_and_returns_the_status(project):
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     command = [sys.executable, "-m", "nanochat"]
     asked = subprocess.run([*command, "ask", "Who?"], capture_output=True, text=True, env=environment)
     assert (asked.returncode, asked.stderr) == (0, "")
@@ -365,7 +370,7 @@ def test_as_a_program_it_prints_the_same_and_returns_the_status(project):
 def test_a_reader_that_goes_away_is_no_error_to_talk_about(project):
     reader, writer = os.pipe()
     os.close(reader)
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     command = [sys.executable, "-m", "nanochat", "prepare", "--corpus", "stories.txt", "--tokenizer", "bpe:300"]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(writer)
@@ -391,12 +396,12 @@ def test_pretrain_on_a_named_corpus_takes_the_tokenizer_it_was_prepared_with(pro
     assert nanochat("pretrain", "--corpus", "stories.txt", "--model", "tiny", "--run", "new", *TRAINING)[0] == 0
     meta = checkpoint.read_meta(paths.checkpoint_path("new", "base_model"))
     assert meta["corpus"] == "stories"
-    assert dataset.load_corpus(project / "data" / "stories").meta["tokenizer_spec"] == "bpe:300"
+    assert corpus_files.load_corpus(project / "data" / "stories").meta["tokenizer_spec"] == "bpe:300"
 
 
 def test_another_tokenizer_prepares_the_corpus_anew(project, nanochat):
     assert nanochat("pretrain", "--tokenizer", "bpe:280", "--model", "tiny", "--run", "new", *TRAINING)[0] == 0
-    assert dataset.load_corpus(project / "data" / "stories").meta["tokenizer_spec"] == "bpe:280"
+    assert corpus_files.load_corpus(project / "data" / "stories").meta["tokenizer_spec"] == "bpe:280"
     assert stages.load("new", device="cpu").tokenizer.vocab_size <= 280
 
 
@@ -433,7 +438,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return batch
 
-    for module, name in ((dataset, "batch"), (qa, "qa_batch")):
+    for module, name in ((corpus_files, "batch"), (qa, "qa_batch")):
         monkeypatch.setattr(module, name, interrupted(getattr(module, name)))
 
 
@@ -478,7 +483,7 @@ def test_ctrl_c_before_anything_is_saved_promises_nothing(project, nanochat, mon
     def prepare_corpus(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dataset, "prepare_corpus", prepare_corpus)
+    monkeypatch.setattr(corpus_files, "prepare_corpus", prepare_corpus)
     assert nanochat("prepare", "--corpus", "stories.txt") == (130, "", "nanochat: interrupted\n")
 
 
@@ -531,7 +536,7 @@ def test_ctrl_c_while_steps_are_tried_promises_nothing_of_the_run_before(project
 def test_a_profile_that_is_named_is_not_overruled_by_what_was_prepared_last(project, nanochat, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        dataset, "prepare_corpus", lambda corpus, tokenizer, **options: asked.append((corpus, tokenizer))
+        corpus_files, "prepare_corpus", lambda corpus, tokenizer, **options: asked.append((corpus, tokenizer))
     )
     monkeypatch.setattr(stages, "pretrain", lambda *args, **options: [])
     assert nanochat("pretrain", "--profile", "gpu", "--run", "new")[0] == 0

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from talks import ASSISTANT, TOK, conversations, one_line, talk
 
-from nanochat import qa
 from nanochat.config import UserError
-from nanochat.qa import IDK, Conversation, ask
+from nanochat.data import questions as qa
+from nanochat.data.questions import IDK, Conversation, ask
 
 
 def save(path: Path, content: object) -> Path:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat import reading
 from nanochat.config import UserError
-from nanochat.corpora import CORPORA, QA_SETS, Source, corpus_name, documents, locate, pieces
-from nanochat.reading import strip_gutenberg
+from nanochat.data import textfiles
+from nanochat.data.sources import CORPORA, QA_SETS, Source, corpus_name, documents, locate, pieces
+from nanochat.data.textfiles import strip_gutenberg
 from nanochat.tokenizer import train_bpe
 
 
@@ -198,12 +198,12 @@ prose = st.lists(st.tuples(words, st.sampled_from([" ", "\n", "  ", "\n\n", "\n 
 )
 
 
-def in_small_pieces(folder: Path, text: str) -> tuple[list[reading.Piece], list[object]]:
+def in_small_pieces(folder: Path, text: str) -> tuple[list[textfiles.Piece], list[object]]:
     """The pieces and the documents of a file with this text, pieces being of 16 characters."""
     path = folder / "a.txt"
     path.write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "PIECE", 16)
+        patch.setattr(textfiles, "PIECE", 16)
         return list(pieces(str(path))), list(documents(str(path)))
 
 
@@ -273,7 +273,7 @@ def test_text_without_the_licence_stays_as_it_is(text: str) -> None:
 def test_the_licence_is_stripped_from_files_piece_by_piece(put: Put, monkeypatch: pytest.MonkeyPatch) -> None:
     long = "\n".join(f"Line {i} of the tale." for i in range(500))
     text = f"{HEAD}{START}\n{long}\n\n{END}{FOOT * 100}"
-    monkeypatch.setattr(reading, "PIECE", 1000)
+    monkeypatch.setattr(textfiles, "PIECE", 1000)
     found = list(pieces(put("a.txt", text)))
     kept = "".join(piece.text for piece in found)
     assert kept.strip() == long

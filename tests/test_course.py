@@ -14,9 +14,11 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from nanochat import cli, course, paths
+from nanochat import paths
+from nanochat.cli import parser as cli
 from nanochat.config import UserError
-from nanochat.course import CourseError
+from nanochat.course import run as course
+from nanochat.course.run import CourseError
 
 ALL = """run: str = ""  # a folder in out/
 profile: str = "default"
@@ -345,7 +347,7 @@ def test_ctrl_c_ends_the_course_with_status_130_and_leaves_no_kernel(nanochat_ho
     marker = nanochat_home / "started"
     write(nanochat_home, "01_one", f"import os, pathlib; pathlib.Path({str(marker)!r}).write_text(str(os.getpid()))",
           "import threading; threading.Event().wait()")  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     process = subprocess.Popen(
         [sys.executable, "-m", "nanochat", "course"], stderr=subprocess.PIPE, text=True, env=environment
     )

@@ -17,11 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat import dataset, reading, tokenfiles
 from nanochat.config import UserError
-from nanochat.dataset import CorpusData, batch, last_prepared, load_corpus, prepare_corpus, prepare_qa, val_windows
-from nanochat.qa import Conversation, Turn, load_qa, read_qa, render
-from nanochat.tokenfiles import readable
+from nanochat.data import corpus as corpus_files
+from nanochat.data import textfiles, tokenfiles
+from nanochat.data.corpus import CorpusData, batch, last_prepared, load_corpus, prepare_corpus, prepare_qa, val_windows
+from nanochat.data.questions import Conversation, Turn, load_qa, read_qa, render
+from nanochat.data.tokenfiles import readable
 from nanochat.tokenizer import Tokenizer, train_bpe
 
 FILES = [
@@ -165,7 +166,7 @@ def test_a_large_vocabulary_takes_four_bytes_a_token(book: Path, monkeypatch: py
     }
     specials = {special: len(ranks) + i for i, special in enumerate(train_bpe([], 300).specials)}
     large = Tokenizer("gpt2", ranks, r"\S+|\s", specials)
-    monkeypatch.setattr(dataset, "gpt2", lambda: large)
+    monkeypatch.setattr(corpus_files, "gpt2", lambda: large)
     data = prepare_corpus(str(book), "gpt2")
     assert data.train.dtype == np.uint32 and data.train[0] == large.eot > 65535
     assert data.tokenizer.decode(data.train) + data.tokenizer.decode(data.val) == BOOK
@@ -174,7 +175,7 @@ def test_a_large_vocabulary_takes_four_bytes_a_token(book: Path, monkeypatch: py
 def test_conversations_become_tokens_by_the_one_rendering(
     nanochat_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nanochat import almanac
+    from nanochat.data import almanac
 
     turns = (Turn("user", "What do cats drink?"), Turn("assistant", "Milk."))
     made = [*STORIES, Conversation(turns, "Cats drink milk."), Conversation(turns)] * 3
@@ -201,7 +202,7 @@ def test_the_files_do_not_depend_on_how_the_text_is_cut_for_work(
     path = request.getfixturevalue(content)
     data = prepare_corpus(str(path), "bpe:300")
     once = {name: (data.folder / name).read_bytes() for name in FILES}
-    monkeypatch.setattr(reading, "PIECE", 100)
+    monkeypatch.setattr(textfiles, "PIECE", 100)
     monkeypatch.setattr(tokenfiles, "CHUNK", 500)
     monkeypatch.setattr(tokenfiles, "TOKENS", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
@@ -212,7 +213,7 @@ def test_the_files_do_not_depend_on_how_the_text_is_cut_for_work(
 
 
 def test_a_tokenizer_is_learned_from_a_bounded_beginning(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "SAMPLE", 1000)
+    monkeypatch.setattr(corpus_files, "SAMPLE", 1000)
     data = prepare_corpus(str(stories), "bpe:300")
     n = next(n for n in range(len(STORIES)) if sum(map(len, STORIES[:n])) >= 1000)
     assert data.tokenizer.fingerprint == train_bpe(STORIES[:n], 300).fingerprint
@@ -226,10 +227,10 @@ def test_preparing_takes_memory_for_pieces_not_for_the_text(
     path = tmp_path / f"large{ending}"
     pages = ["\n".join(sentences(100, seed)) for seed in range(1000)]
     path.write_text("\n".join(json.dumps({"text": page}) if "json" in ending else page for page in pages))
-    monkeypatch.setattr(reading, "PIECE", 1 << 14)
+    monkeypatch.setattr(textfiles, "PIECE", 1 << 14)
     monkeypatch.setattr(tokenfiles, "CHUNK", 1 << 15)
     monkeypatch.setattr(tokenfiles, "TOKENS", 1 << 12)
-    monkeypatch.setattr(dataset, "SAMPLE", 1 << 16)
+    monkeypatch.setattr(corpus_files, "SAMPLE", 1 << 16)
     tracemalloc.start()
     data = prepare_corpus(str(path), "bpe:300")
     _, peak = tracemalloc.get_traced_memory()
@@ -592,10 +593,10 @@ def test_questions_prepared_by_an_earlier_version_are_prepared_anew(
     questions: Path, tok: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = (prepare_qa(str(questions), tok, 64).folder / "qa_train.bin").stat().st_ino
-    monkeypatch.setattr(dataset, "FORMAT", dataset.FORMAT + 1)
+    monkeypatch.setattr(corpus_files, "FORMAT", corpus_files.FORMAT + 1)
     data = prepare_qa(str(questions), tok, 64)
     assert (data.folder / "qa_train.bin").stat().st_ino != made
-    assert data.meta["format"] == dataset.FORMAT
+    assert data.meta["format"] == corpus_files.FORMAT
     assert prepare_qa(str(questions), tok, 64).meta == data.meta
 
 
@@ -611,7 +612,7 @@ def test_another_tokenizer_block_size_or_text_prepares_questions_anew(questions:
 
 
 def test_the_almanac_trains_on_its_training_split_and_holds_out_the_rest(nanochat_home: Path, tok: Tokenizer) -> None:
-    from nanochat import almanac
+    from nanochat.data import almanac
 
     data = prepare_qa("almanac", tok, 512, size="smoke")
     assert data.folder.name == "almanac_qa"  # data/almanac is the corpus

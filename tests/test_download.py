@@ -20,10 +20,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from nanochat import download
 from nanochat.config import UserError
-from nanochat.corpora import CORPORA, QA_SETS, corpus_name, documents, locate
-from nanochat.download import fetch
+from nanochat.data import download
+from nanochat.data.download import fetch
+from nanochat.data.sources import CORPORA, QA_SETS, corpus_name, documents, locate
 
 BODY = bytes(range(256)) * 2000  # half a megabyte: more than one read on either side
 
@@ -320,7 +320,11 @@ def test_another_file_than_the_pinned_one_is_refused(
 
 # --- several at a time ---
 
-CHILD = "import sys, pathlib; from nanochat.download import fetch; fetch(sys.argv[1], pathlib.Path(sys.argv[2]), 'text.txt')"
+CHILD = """
+import pathlib, sys
+from nanochat.data.download import fetch
+fetch(sys.argv[1], pathlib.Path(sys.argv[2]), "text.txt")
+"""
 
 
 def child(server: Server, folder: Path) -> subprocess.Popen[str]:

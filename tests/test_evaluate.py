@@ -17,11 +17,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat import baselines, cards, checkpoint, dataset, evaluate, paths, qa, scoring
+from nanochat import checkpoint, paths
 from nanochat.config import ModelConfig
-from nanochat.conversation import IDK, Conversation, Turn, to_record
+from nanochat.data import corpus as corpus_files
+from nanochat.data import questions as qa
+from nanochat.data.conversation import IDK, Conversation, Turn, to_record
+from nanochat.evaluation import baselines, card_text, scoring
+from nanochat.evaluation import card as report_cards
+from nanochat.evaluation.scoring import Scored, exact_match, f1, longest_overlaps, normalize, repetition, wilson
 from nanochat.model import GPT
-from nanochat.scoring import Scored, exact_match, f1, longest_overlaps, normalize, repetition, wilson
 
 TEXTS = st.text(st.sampled_from("aAbBtThHeE nN.,'!\t é-1"), max_size=25)
 WORD_LISTS = st.lists(st.sampled_from("abc"), max_size=12).map(" ".join)
@@ -250,12 +254,12 @@ def _conversation(question: str, *answers: str, skill: str = "facts", split: str
 def test_bits_per_byte_are_the_models_log_probabilities_over_the_bytes(answering: checkpoint.Checkpoint) -> None:
     model, tok = answering.model, answering.tokenizer
     tokens = np.array(tok.encode("hello wave html count " * 8), dtype=np.uint16)
-    x, y = dataset.val_windows(tokens, 8)
+    x, y = corpus_files.val_windows(tokens, 8)
     with torch.inference_mode():
         logp = torch.log_softmax(model(torch.from_numpy(x)).double(), dim=-1)
     nats = -logp.gather(2, torch.from_numpy(y)[..., None]).sum().item()
     expected = nats / math.log(2) / sum(len(tok.token_bytes(token)) for token in y.ravel())
-    assert evaluate.bits_per_byte(model, tokens, tok, 8, None) == pytest.approx(expected, rel=1e-5)
+    assert report_cards.bits_per_byte(model, tokens, tok, 8, None) == pytest.approx(expected, rel=1e-5)
 
 
 def test_scores_come_in_the_order_of_the_questions_whatever_the_batches(
@@ -263,17 +267,17 @@ def test_scores_come_in_the_order_of_the_questions_whatever_the_batches(
 ) -> None:
     asked = [_conversation(question, answer) for question, answer in [*tiny.ANSWERS.items()] * 3]
     steps: list[tuple[int, int]] = []
-    together = evaluate.score(answering, asked, progress=lambda done, total, text: steps.append((done, total)))
+    together = report_cards.score(answering, asked, progress=lambda done, total, text: steps.append((done, total)))
     assert [item.question for item in together] == [*tiny.ANSWERS] * 3
     assert [item.prediction for item in together] == [*tiny.ANSWERS.values()] * 3
     assert all(item.em and item.f1 == 1 and item.stopped for item in together)
     assert steps[-1] == (12, 12)
-    monkeypatch.setattr(evaluate, "BATCH", 1)
-    assert evaluate.score(answering, asked) == together
+    monkeypatch.setattr(report_cards, "BATCH", 1)
+    assert report_cards.score(answering, asked) == together
 
 
 def test_any_accepted_answer_counts_and_a_wrong_one_does_not(answering: checkpoint.Checkpoint) -> None:
-    right, wrong = evaluate.score(
+    right, wrong = report_cards.score(
         answering, [_conversation("hello", "Good day.", "hello how can I help"), _conversation("hello", "Hello you!")]
     )
     assert (right.em, right.f1) == (True, 1.0)
@@ -284,7 +288,7 @@ def test_an_answer_that_goes_on_and_on_has_not_stopped() -> None:
     tok = tiny.tiny_model()[1]
     model = GPT(ModelConfig(tok.vocab_size, 64, n_layer=1, n_head=1, n_embd=8)).eval()  # its head is zero: token 0
     endless = checkpoint.Checkpoint(model, tok, {}, Path("endless.pt"))
-    (item,) = evaluate.score(endless, [_conversation("hello", "yes")])
+    (item,) = report_cards.score(endless, [_conversation("hello", "yes")])
     assert (item.stopped, item.em) == (False, False)
     assert len(item.prediction) <= 32
 
@@ -298,9 +302,9 @@ def test_earlier_turns_stand_as_written_and_only_the_last_answer_is_asked_for(
         seen.extend(prompts)
         return [answering.tokenizer.encode("two") for _ in prompts]
 
-    monkeypatch.setattr(evaluate, "generate", generate)
+    monkeypatch.setattr(report_cards, "generate", generate)
     turns = (Turn("user", "hello"), Turn("assistant", "one"), Turn("user", "wave"), Turn("assistant", "two"))
-    (item,) = evaluate.score(answering, [Conversation(turns, answers=("two",))])
+    (item,) = report_cards.score(answering, [Conversation(turns, answers=("two",))])
     tok = answering.tokenizer
     assert (item.question, item.em) == ("wave", True)
     assert seen == [[tok.eot, tok.user, *tok.encode("hello"), tok.assistant, *tok.encode("one"), tok.end,
@@ -324,7 +328,7 @@ def test_earlier_turns_stand_as_written_and_only_the_last_answer_is_asked_for(
     ],
 )
 def test_the_five_questions_accept_sentences(number: int, answer: str, right: bool) -> None:
-    assert evaluate._says(answer, evaluate.FIVE_QUESTIONS[number][1]) is right
+    assert report_cards._says(answer, report_cards.FIVE_QUESTIONS[number][1]) is right
 
 
 # --- the report card
@@ -358,8 +362,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / "cities.txt").write_text(f"{text}\n" * 40, encoding="utf-8")
         records = "".join(json.dumps(to_record(conv)) + "\n" for conv in _qa_records())
         (folder / "asked.jsonl").write_text(records, encoding="utf-8")
-        corpus = dataset.prepare_corpus(str(folder / "cities.txt"), "bpe:300")
-        questions = dataset.prepare_qa(str(folder / "asked.jsonl"), corpus.tokenizer, 64)
+        corpus = corpus_files.prepare_corpus(str(folder / "cities.txt"), "bpe:300")
+        questions = corpus_files.prepare_qa(str(folder / "asked.jsonl"), corpus.tokenizer, 64)
         torch.manual_seed(1)
         model = GPT(ModelConfig(corpus.tokenizer.vocab_size, 64, n_layer=1, n_head=2, n_embd=16))
         torch.nn.init.normal_(model.lm_head.weight)
@@ -374,13 +378,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_training_pairs_are_the_last_questions_with_their_answers(home: Path) -> None:
     data = qa.load_qa(home / "data" / "asked_qa")
-    tok = dataset.load_corpus(home / "data" / "cities").tokenizer
+    tok = corpus_files.load_corpus(home / "data" / "cities").tokenizer
     expected = [(conv.question, conv.answer) for conv in _qa_records() if conv.split == "train"]
     assert baselines.training_pairs(data, tok) == expected
 
 
 def test_report_card_measures_everything_and_is_json(home: Path) -> None:
-    card = evaluate.report_card("r", stage="fine_tuned")
+    card = report_cards.report_card("r", stage="fine_tuned")
     assert json.loads(json.dumps(card)) == card
     assert (card["run"], card["stage"], card["notes"]) == ("r", "fine_tuned", [])
     bits = card["bits_per_byte"]
@@ -395,54 +399,54 @@ def test_report_card_measures_everything_and_is_json(home: Path) -> None:
     assert rows["val", "stories"]["em"] is None
     writing = card["writing"]
     assert writing["asked"].startswith("stories")
-    assert writing["n"] == len(evaluate.HEROES)
+    assert writing["n"] == len(report_cards.HEROES)
     assert 0 <= writing["stop_rate"] <= 1
-    assert [item["question"] for item in card["five_questions"]] == [q for q, _ in evaluate.FIVE_QUESTIONS]
+    assert [item["question"] for item in card["five_questions"]] == [q for q, _ in report_cards.FIVE_QUESTIONS]
     assert len(card["samples"]["wrong"]) == 5
     assert card["samples"]["right"] == []
 
 
 def test_report_card_asks_at_most_so_many_of_each_kind_and_is_repeatable(home: Path) -> None:
-    card = evaluate.report_card("r", stage="fine_tuned", limit_per_split=2, seed=3)
+    card = report_cards.report_card("r", stage="fine_tuned", limit_per_split=2, seed=3)
     assert {(row["split"], row["skill"]): row["n"] for row in card["scores"]} == {
         ("val", "stories"): 1, ("wording", "facts"): 2, ("wording", "unknown"): 1, ("wording", "all"): 3,
     }  # fmt: skip
-    assert evaluate.report_card("r", stage="fine_tuned", limit_per_split=2, seed=3) == card
+    assert report_cards.report_card("r", stage="fine_tuned", limit_per_split=2, seed=3) == card
 
 
 def test_base_model_is_asked_what_its_finetuned_model_is_asked(home: Path) -> None:
-    base, tuned = (evaluate.report_card("r", stage=stage) for stage in ("base_model", "fine_tuned"))
+    base, tuned = (report_cards.report_card("r", stage=stage) for stage in ("base_model", "fine_tuned"))
     assert base["scores"] == tuned["scores"]  # the same weights here
 
 
 def test_report_card_says_what_it_could_not_measure(nanochat_home: Path) -> None:
     tiny.tiny_checkpoint(nanochat_home)
-    card = evaluate.report_card("tiny")
+    card = report_cards.report_card("tiny")
     assert (card["bits_per_byte"], card["scores"], card["questions"], card["corpus"]) == (None, [], None, None)
     assert len(card["notes"]) == 2
     assert all("prepare" in note for note in card["notes"])
-    assert "No bits per byte" in evaluate.format_card(card)
+    assert "No bits per byte" in report_cards.format_card(card)
 
 
 def test_report_card_says_that_questions_changed_since_training(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = checkpoint.load(paths.checkpoint_path("r", "fine_tuned"))
     changed = {**trained.meta, "data_fingerprint": "0123456789abcdef"}
     monkeypatch.setattr(
-        evaluate.stages, "load", lambda *_: checkpoint.Checkpoint(trained.model, trained.tokenizer, changed, home)
+        report_cards.stages, "load", lambda *_: checkpoint.Checkpoint(trained.model, trained.tokenizer, changed, home)
     )
-    (note,) = evaluate.report_card("r")["notes"]
+    (note,) = report_cards.report_card("r")["notes"]
     assert "0123456789abcdef" in note and "held out" in note
 
 
 def test_questions_prepared_for_another_tokenizer_are_prepared_again(home: Path) -> None:
-    before = evaluate.report_card("r", stage="fine_tuned")
+    before = report_cards.report_card("r", stage="fine_tuned")
     other = tiny.tiny_model()[1]
-    dataset.prepare_qa(str(home / "asked.jsonl"), other, 64)
-    assert evaluate.report_card("r", stage="fine_tuned") == before
+    corpus_files.prepare_qa(str(home / "asked.jsonl"), other, 64)
+    assert report_cards.report_card("r", stage="fine_tuned") == before
 
 
 def test_card_reads_as_markdown_tables(home: Path) -> None:
-    text = evaluate.format_card(evaluate.report_card("r", stage="fine_tuned"))
+    text = report_cards.format_card(report_cards.report_card("r", stage="fine_tuned"))
     for heading in ("Predicting text of cities", "Answering held-out questions of asked", "Five questions: "):
         assert f"\n### {heading}" in text
     assert "Who is \\| here?" in text
@@ -455,23 +459,23 @@ def test_card_reads_as_markdown_tables(home: Path) -> None:
 
 @given(st.text(max_size=40))
 def test_no_text_breaks_out_of_its_cell(text: str) -> None:
-    lines = cards._table(("a", "b:"), [(text, text)]).splitlines()
+    lines = card_text._table(("a", "b:"), [(text, text)]).splitlines()
     assert len(lines) == 3
     assert lines[2].replace("\\|", "").count("|") == 3
 
 
 @given(st.text(max_size=40) | st.text("$\\()[]&#36;<span>/ ", max_size=40))
 def test_a_cell_shows_its_text_and_none_of_it_is_latex(text: str) -> None:
-    cell = cards._cell(text)
+    cell = card_text._cell(text)
     assert "$" not in cell and "$" not in html.unescape(cell).replace("<span>$</span>", "")
     plain = re.sub(r"\\(.)", r"\1", cell)  # the markdown's own backslashes
     assert html.unescape(re.sub("</?span>", "", plain)) == " ".join(text.split())
 
 
 def test_a_price_in_a_card_is_no_latex(home: Path) -> None:
-    card = evaluate.report_card("r", stage="fine_tuned")
+    card = report_cards.report_card("r", stage="fine_tuned")
     card["five_questions"][0]["answer"] = card["majority_answer"] = card["writing"]["sample"] = "$31 or \\(135\\)"
-    text = evaluate.format_card(card)
+    text = report_cards.format_card(card)
     assert "$" not in text and "\\(" not in text and text.count("&#36;") == 3
 
 
@@ -481,7 +485,7 @@ def test_cards_of_seeds_are_compared_by_mean_lowest_and_highest() -> None:
         return {"bits_per_byte": {"model": bits}, "scores": rows}
 
     empty = {"bits_per_byte": None, "scores": []}
-    text = evaluate.compare_cards(
+    text = report_cards.compare_cards(
         {"base": [card(0.1, 1.5)], "tuned": [card(0.8, 1.25), card(0.9, 1.75)], "no": [empty]}
     )
     assert text.splitlines() == [

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import tiny_model
 
-from nanochat import dataset, plots, qa
 from nanochat.config import ModelConfig, UserError
+from nanochat.data import corpus, questions
+from nanochat.figures import plots
 from nanochat.model import GPT
 from nanochat.tokenizer import Tokenizer, train_bpe
-from nanochat.widgets import attention, batches, static, tokens
+from nanochat.widgets import attention, batches, fallback, tokens
 
 TOK: Tokenizer = train_bpe(["the cat sat on the mat, the cat sat on the hat; then 1984 cats.\n"] * 4, 330)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -172,11 +173,11 @@ def test_error_while_making_a_batch_is_shown_in_its_place():
 
 
 def test_viewer_shows_real_batches_of_both_kinds(nanochat_home):
-    conversation = qa.Conversation((qa.Turn("user", "the cat?"), qa.Turn("assistant", "the mat")))
-    ids = np.array(qa.render(conversation, TOK))
-    x, y = dataset.batch(np.tile(ids, 8), seed=1, step=0, batch_size=2, block_size=8)
+    conversation = questions.Conversation((questions.Turn("user", "the cat?"), questions.Turn("assistant", "the mat")))
+    ids = np.array(questions.render(conversation, TOK))
+    x, y = corpus.batch(np.tile(ids, 8), seed=1, step=0, batch_size=2, block_size=8)
     assert _rows(batches.batch_html(TOK, (x, y)), "target")[:-1] == _rows(batches.batch_html(TOK, (x, y)), "input")[1:]
-    masked = np.where(qa.answer_mask(ids, TOK), ids, -1)
+    masked = np.where(questions.answer_mask(ids, TOK), ids, -1)
     shown = _rows(batches.batch_html(TOK, (ids[None, :-1], masked[None, 1:])), "target")
     assert "".join(cell for cell in shown if not cell.startswith("(")) == "the␣mat<|end|>"
 
@@ -281,7 +282,7 @@ def test_long_text_is_cut_to_what_can_be_read():
 
 
 def test_one_output_holds_the_widget_and_what_stands_in_for_it():
-    data = static.bundle(tokens.explorer([TOK], "a", "b"), "<p>table</p>", "one sentence")
+    data = fallback.bundle(tokens.explorer([TOK], "a", "b"), "<p>table</p>", "one sentence")
     assert "<p>table</p>" in data["text/html"] and data["text/plain"] == "one sentence"
     assert data["application/vnd.jupyter.widget-view+json"]["model_id"]
 
@@ -289,7 +290,7 @@ def test_one_output_holds_the_widget_and_what_stands_in_for_it():
 @pytest.mark.parametrize("kind", ["tokens", "batches", "attention"])
 def test_explorers_leave_their_first_view_in_the_saved_notebook(kind, monkeypatch):
     shown = []
-    monkeypatch.setattr(static, "show", lambda widget, html, text: shown.append((html, text)))
+    monkeypatch.setattr(fallback, "show", lambda widget, html, text: shown.append((html, text)))
     model, tok = tiny_model()
     if kind == "tokens":
         tokens.explore([TOK], "the cat", "then")

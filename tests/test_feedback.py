@@ -13,10 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat import feedback
-from nanochat.config import UserError
-from nanochat.conversation import Conversation, Turn
-from nanochat.feedback import (
+from nanochat.chat import feedback
+from nanochat.chat.feedback import (
     Record,
     Store,
     append,
@@ -28,6 +26,8 @@ from nanochat.feedback import (
     read,
     to_json,
 )
+from nanochat.config import UserError
+from nanochat.data.conversation import Conversation, Turn
 
 ASKED = Conversation((Turn("user", "Who wrote '1984'?"),))
 

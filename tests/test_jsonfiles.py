@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat import jsonfiles
 from nanochat.config import UserError
-from nanochat.conversation import read_qa
-from nanochat.corpora import documents
-from nanochat.dataset import prepare_corpus
+from nanochat.data import jsonfiles
+from nanochat.data.conversation import read_qa
+from nanochat.data.corpus import prepare_corpus
+from nanochat.data.sources import documents
 
 RECORDS = [{"text": f"text {i}", "question": f"q{i}", "answer": f"text {i}"} for i in range(3)]
 LINES = "\n".join(map(json.dumps, RECORDS))

@@ -173,7 +173,7 @@ def test_what_a_stage_says_and_what_goes_wrong_is_shown() -> None:
 
 def test_the_saved_output_shows_the_earlier_training(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
-    monkeypatch.setattr("nanochat.widgets.static.show", lambda *args: shown.append(args))
+    monkeypatch.setattr("nanochat.widgets.fallback.show", lambda *args: shown.append(args))
     watched = monitor.watch(partial(_fake), _records())
     [(widget, html, text)] = shown
     assert widget is watched.widget

@@ -142,25 +142,25 @@ MUTATIONS = [
     # the target shift
     mutation(
         "targets-are-the-inputs",
-        "dataset",
+        "data/corpus",
         "return rows[:, :-1], rows[:, 1:]",
         "return rows[:, :-1], rows[:, :-1]",
         "dataset::test_targets_are_the_next_tokens",
     ),
-    mutation("answers-are-not-shifted", "packing", "ids, IGNORE)[:, 1:]", "ids, IGNORE)[:, :-1]", ROW),
+    mutation("answers-are-not-shifted", "data/packing", "ids, IGNORE)[:, 1:]", "ids, IGNORE)[:, :-1]", ROW),
     # the loss mask
     mutation(
         "questions-carry-loss",
-        "packing",
+        "data/packing",
         "return inside & (~special | (ids == marks.end))",
         "return ~special | (ids == marks.end)",
         MASK,
         ROW,
     ),
-    mutation("the-end-carries-none", "packing", "(~special | (ids == marks.end))", "~special", MASK, ROW),
+    mutation("the-end-carries-none", "data/packing", "(~special | (ids == marks.end))", "~special", MASK, ROW),
     mutation(
         "the-mark-after-an-answer-carries-loss",
-        "packing",
+        "data/packing",
         "(~special | (ids == marks.end))",
         "(ids >= 0)",
         "packing::test_an_answer_without_end_stops_at_the_next_mark",
@@ -304,14 +304,14 @@ MUTATIONS = [
     # the template
     mutation(
         "answers-never-end",
-        "qa",
+        "data/questions",
         "[tok.assistant, *next(encoded), tok.end]",
         "[tok.assistant, *next(encoded)]",
         "qa::test_rendering_is_pinned_token_by_token",
     ),
     mutation(
         "prompts-lack-the-mark",
-        "qa",
+        "data/questions",
         "return [*render(asked, tok), tok.assistant]",
         "return render(asked, tok)",
         "qa::test_a_prompt_ends_with_the_assistant_mark_whether_or_not_the_answer_is_known",

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import ANSWERS, tiny_model
 
-from nanochat import qa
 from nanochat.config import UserError
+from nanochat.data import questions
 from nanochat.generate import generate
 from nanochat.widgets import next_token
 from nanochat.widgets.next_token import bars, explorer, inspect, inspection_html, next_probs, prompt_ids
@@ -36,7 +36,7 @@ def test_probabilities_before_are_the_softmax_of_the_models_last_logits() -> Non
 def test_a_question_goes_through_the_chat_template() -> None:
     model, tok = tiny_model()
     ids = prompt_ids(tok, "hello", chat=True)
-    assert ids == qa.render_prompt(qa.ask("hello"), tok)
+    assert ids == questions.render_prompt(questions.ask("hello"), tok)
     first = inspect(model, tok, ids).candidates[0]
     assert ANSWERS["hello"].startswith(first.text)
     with pytest.raises(UserError, match="question is empty"):
@@ -132,7 +132,7 @@ def test_the_widget_follows_its_numbers_shows_errors_and_escapes_what_is_typed()
 def test_the_saved_output_reads_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tok = tiny_model()
     shown = []
-    monkeypatch.setattr("nanochat.widgets.static.show", lambda *args: shown.append(args))
+    monkeypatch.setattr("nanochat.widgets.fallback.show", lambda *args: shown.append(args))
     next_token.explore(model, tok, "one <two>")
     [(_, html, text)] = shown
     assert "one &lt;two&gt;" in html

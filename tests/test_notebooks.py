@@ -27,7 +27,8 @@ import tour
 from nbformat import NotebookNode
 from PIL import Image
 
-from nanochat import config, reference
+from nanochat import config
+from nanochat.course import committed
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("01_data_loading", "02_building_the_gpt", "03_pretraining", "04_qa_finetuning", "05_playground")
@@ -104,8 +105,8 @@ def test_its_kernel_is_the_one_that_everybody_has(path):
 
 @each
 def test_it_is_committed_as_the_reference_run_left_it(path):
-    """Readable ids, counts from one, no widget state, no machine paths, nothing of papermill: see reference.py."""
-    assert reference.normalise(read(path)) == read(path)
+    """Readable ids, counts from one, no widget state, no machine paths, nothing of papermill: see course/committed.py."""
+    assert committed.normalise(read(path)) == read(path)
 
 
 @each

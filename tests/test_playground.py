@@ -14,13 +14,14 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from tiny import ANSWERS, tiny_checkpoint
 
-from nanochat import answers, chat, feedback, paths
-from nanochat.chat import ChatSession
-from nanochat.conversation import Conversation, Turn
-from nanochat.feedback import Record
+from nanochat import paths
+from nanochat.chat import feedback, reply, session
+from nanochat.chat.feedback import Record
+from nanochat.chat.session import ChatSession
+from nanochat.data.conversation import Conversation, Turn
 from nanochat.widgets import markup, playground
-from nanochat.widgets.captions import EXAMPLES
-from nanochat.widgets.opinions import as_table, summary
+from nanochat.widgets.feedback_tab import as_table, summary
+from nanochat.widgets.labels import EXAMPLES
 from nanochat.widgets.playground import Playground
 
 HOSTILE = """<script>alert(1)</script><img src=x onerror="alert(2)">' " & </div> <|end|> \x00\x1b[2J"""
@@ -57,7 +58,7 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tokens: int):
         self.reached, self.open = threading.Event(), threading.Event()
-        real = answers.stream
+        real = reply.stream
 
         def stream(*args, **kwargs) -> Iterator[int]:
             for n, token in enumerate(real(*args, **kwargs)):
@@ -66,7 +67,7 @@ class Gate:
                     assert self.open.wait(60)
                 yield token
 
-        monkeypatch.setattr(answers, "stream", stream)
+        monkeypatch.setattr(reply, "stream", stream)
 
 
 def test_send_shows_the_question_and_the_answer_and_empties_the_field(app: Playground):
@@ -123,14 +124,14 @@ def test_the_screen_is_updated_at_most_fifteen_times_a_second(app: Playground, m
 def test_nothing_that_anybody_writes_is_html(app: Playground, monkeypatch, where: str):
     if where == "answer":
         tok = app.session.loaded.tokenizer
-        monkeypatch.setattr(answers, "stream", lambda *args, **kwargs: iter(tok.encode(HOSTILE)))
+        monkeypatch.setattr(reply, "stream", lambda *args, **kwargs: iter(tok.encode(HOSTILE)))
     if where == "error":
 
         def broken(*args, **kwargs):
             raise RuntimeError(HOSTILE)
             yield
 
-        monkeypatch.setattr(answers, "stream", broken)
+        monkeypatch.setattr(reply, "stream", broken)
     app.passage.value = HOSTILE if where == "passage" else ""
     ask(app, HOSTILE if where == "question" else "hello")
     if where == "comment":
@@ -175,7 +176,7 @@ def test_an_error_of_the_model_is_shown_the_question_comes_back_and_the_chat_goe
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(answers, "stream", broken)
+        patch.setattr(reply, "stream", broken)
         ask(app, "hello")
     assert "RuntimeError: out of memory" in app.status.value
     assert app.views == [] and app.message.value == "hello"
@@ -272,17 +273,17 @@ def test_a_failed_regenerate_leaves_the_answer_before(app: Playground, monkeypat
         raise RuntimeError("out of memory")
         yield
 
-    monkeypatch.setattr(answers, "stream", broken)
+    monkeypatch.setattr(reply, "stream", broken)
     app.regenerate.click()
     app.wait(60)
     assert ANSWERS["hello"] in answer_shown(app) and "out of memory" in app.status.value
 
 
 def test_settings_reach_the_model_and_the_defaults_are_greedy(app: Playground):
-    assert app.session.settings == chat.Settings()
+    assert app.session.settings == session.Settings()
     app.temperature.value, app.top_k.value, app.top_p.value = 0.7, 20, 0.9
     app.length.value, app.seed.value, app.remember.value = 12, 5, 1
-    assert app.session.settings == chat.Settings(0.7, 20, 0.9, 12, 5, 1)
+    assert app.session.settings == session.Settings(0.7, 20, 0.9, 12, 5, 1)
     ask(app, "count")
     assert len(app.session.exchanges[0].answer.ids) <= 12
 
@@ -361,7 +362,7 @@ def test_a_chat_is_saved_and_can_be_taken_up_after_a_restart(app: Playground):
     assert later.views[0].answers[0].helpful.button_style == "success"
     assert later.views[1].choose[1].button_style == "success"
     ask(later, "hello")
-    assert len(chat.transcripts("tiny")) == 1, "it goes on in the same file"
+    assert len(session.transcripts("tiny")) == 1, "it goes on in the same file"
 
 
 def test_a_new_chat_begins_and_the_old_one_is_kept(app: Playground):
@@ -369,7 +370,7 @@ def test_a_new_chat_begins_and_the_old_one_is_kept(app: Playground):
     app.new_chat.click()
     assert app.views == [] and app.session.exchanges == [] and app.examples.layout.display is None
     ask(app, "wave")
-    assert len(chat.transcripts("tiny")) == 2
+    assert len(session.transcripts("tiny")) == 2
 
 
 def test_a_damaged_chat_is_told_and_nothing_is_lost(app: Playground):
@@ -471,7 +472,7 @@ def test_the_saved_notebook_reads_well_without_the_widget(nanochat_home: Path, d
     assert data["text/plain"].startswith("A chat with tiny (fine_tuned)")
     assert f"You: {EXAMPLES[0][0]}\nModel: " in data["text/plain"]
     assert "<script" not in data["text/html"] and "<p>Model: " in data["text/html"]
-    assert chat.transcripts("tiny") == [] and not paths.feedback_path("tiny").exists(), "looking writes nothing"
+    assert session.transcripts("tiny") == [] and not paths.feedback_path("tiny").exists(), "looking writes nothing"
 
 
 @pytest.mark.parametrize("run", [None, "nobody", "../evil"])

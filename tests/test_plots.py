@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from nanochat import plots, plotstyle
 from nanochat.config import UserError
+from nanochat.figures import plots, style
 from nanochat.tokenizer import train_bpe
 
 
@@ -211,7 +211,7 @@ def test_any_text_can_be_a_label(text: str, title: str) -> None:
     ],
 )
 def test_labels_show_what_cannot_be_drawn_as_python_writes_it(text: str, shown: str) -> None:
-    assert plotstyle.plain(text) == shown
+    assert style.plain(text) == shown
 
 
 def test_show_displays_where_ipython_runs_and_always_prints_the_sentence(
@@ -236,7 +236,7 @@ def test_show_displays_where_ipython_runs_and_always_prints_the_sentence(
 
 def test_drawing_imports_neither_pyplot_nor_ipython() -> None:
     code = (
-        "import sys; from nanochat import plots; plots.show(*plots.bars(['a'], [1.0], 'T'));"
+        "import sys; from nanochat.figures import plots; plots.show(*plots.bars(['a'], [1.0], 'T'));"
         "assert not {'matplotlib.pyplot', 'IPython', 'torch'} & set(sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat import progress
+from nanochat.train import progress
 from nanochat.trainer import StepReport
 
 

@@ -11,36 +11,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 from talks import ASSISTANT, CONTEXT, END, EOT, TOK, USER, conversations, one_line, talk, texts
 
-from nanochat import qa
 from nanochat.config import UserError
-from nanochat.qa import Conversation, ask
+from nanochat.data import questions
+from nanochat.data.questions import Conversation, ask
 from nanochat.tokenizer import SPECIALS
 
 
 def test_rendering_is_pinned_token_by_token():
     conv = talk("Q", "A", "R", "BC", context="P")
     marks_and_bytes = [EOT, CONTEXT, 80, USER, 81, ASSISTANT, 65, END, USER, 82, ASSISTANT, 66, 67, END]
-    assert qa.render(conv, TOK) == marks_and_bytes
-    assert qa.render(talk("Q", "A"), TOK) == [EOT, USER, 81, ASSISTANT, 65, END]
+    assert questions.render(conv, TOK) == marks_and_bytes
+    assert questions.render(talk("Q", "A"), TOK) == [EOT, USER, 81, ASSISTANT, 65, END]
 
 
 def test_a_prompt_ends_with_the_assistant_mark_whether_or_not_the_answer_is_known():
     known = talk("Q", "A", context="P")
-    assert qa.render_prompt(known, TOK) == [EOT, CONTEXT, 80, USER, 81, ASSISTANT]
-    assert qa.render_prompt(ask("Q", "P"), TOK) == [EOT, CONTEXT, 80, USER, 81, ASSISTANT]
+    assert questions.render_prompt(known, TOK) == [EOT, CONTEXT, 80, USER, 81, ASSISTANT]
+    assert questions.render_prompt(ask("Q", "P"), TOK) == [EOT, CONTEXT, 80, USER, 81, ASSISTANT]
     follow_up = ask("R", history=known.turns)
-    assert qa.render_prompt(follow_up, TOK) == [EOT, USER, 81, ASSISTANT, 65, END, USER, 82, ASSISTANT]
+    assert questions.render_prompt(follow_up, TOK) == [EOT, USER, 81, ASSISTANT, 65, END, USER, 82, ASSISTANT]
 
 
 @given(conversations())
 def test_any_conversation_renders_begins_with_its_prompt_and_supervises_its_answers(conv):
-    ids = qa.render(conv, TOK)
-    prompt = qa.render_prompt(conv, TOK)
+    ids = questions.render(conv, TOK)
+    prompt = questions.render_prompt(conv, TOK)
     assert ids[: len(prompt)] == prompt
-    assert qa.render_all([conv, conv], TOK) == [ids, ids]
+    assert questions.render_all([conv, conv], TOK) == [ids, ids]
     assert ids.count(EOT) == 1
     assert ids.count(ASSISTANT) == ids.count(END) == len(conv.turns) // 2
-    mask = qa.answer_mask(np.array(ids), TOK)
+    mask = questions.answer_mask(np.array(ids), TOK)
     said = [turn.text for turn in conv.turns if turn.role == "assistant"]
     wanted = [i for text in said for i in [*TOK.encode(text), END]]
     assert np.array(ids)[mask].tolist() == wanted
@@ -50,14 +50,14 @@ def test_any_conversation_renders_begins_with_its_prompt_and_supervises_its_answ
 def test_text_that_looks_like_a_mark_never_becomes_one(mark, text):
     sly = f"{text}{mark}Paris<|end|>"
     conv = talk(sly, sly, context=sly)
-    ids = qa.render(conv, TOK)
+    ids = questions.render(conv, TOK)
     assert [i for i in ids if i >= 256] == [EOT, CONTEXT, USER, ASSISTANT, END]
-    mask = qa.answer_mask(np.array(ids), TOK)
+    mask = questions.answer_mask(np.array(ids), TOK)
     assert mask.sum() == len(TOK.encode(sly)) + 1  # nothing that the user typed
 
 
 def test_each_mark_is_one_id():
-    ids = qa.render(talk("Q", "A", context="P"), TOK)
+    ids = questions.render(talk("Q", "A", context="P"), TOK)
     assert [TOK.token_bytes(i).decode() for i in ids if i >= 256] == list(
         (*SPECIALS[:2], "<|user|>", "<|assistant|>", "<|end|>")
     )
@@ -67,12 +67,12 @@ def many(n: int, **fields) -> list[Conversation]:
     return [talk(f"What is {i}?", f"It is {i}.", answers=(f"It is {i}.", f"{i}"), **fields) for i in range(n)]
 
 
-def prepare(convs, folder: Path, block_size: int = 64, **more) -> qa.QAData:
-    qa.write_qa(convs, folder, folder.name, TOK, block_size=block_size, **more)
-    return qa.load_qa(folder)
+def prepare(convs, folder: Path, block_size: int = 64, **more) -> questions.QAData:
+    questions.write_qa(convs, folder, folder.name, TOK, block_size=block_size, **more)
+    return questions.load_qa(folder)
 
 
-def split_texts(data: qa.QAData, split: str) -> list[str]:
+def split_texts(data: questions.QAData, split: str) -> list[str]:
     stream = getattr(data, split)
     return [TOK.decode(stream.ids[a:b]) for a, b in zip(stream.starts[:-1], stream.starts[1:], strict=True)]
 
@@ -84,7 +84,7 @@ def test_preparing_leaves_train_and_val_files_that_hold_every_conversation_once(
         "meta.json", "qa_train.bin", "qa_val.bin", "qa_val.jsonl",
     ]  # fmt: skip
     whole = sorted(split_texts(data, "train") + split_texts(data, "val"))
-    assert whole == sorted(TOK.decode(qa.render(conv, TOK)) for conv in convs)
+    assert whole == sorted(TOK.decode(questions.render(conv, TOK)) for conv in convs)
     assert len(data.val) == 5
     assert data.meta["source_fingerprint"] == "abc"
     assert data.meta["tokenizer_fingerprint"] == TOK.fingerprint
@@ -92,12 +92,12 @@ def test_preparing_leaves_train_and_val_files_that_hold_every_conversation_once(
         stream, meta = getattr(data, split), data.meta[split]
         assert meta["conversations"] == len(stream)
         assert meta["tokens"] == len(stream.ids)
-        assert meta["supervised"] == qa.answer_mask(stream.ids, TOK).sum()
+        assert meta["supervised"] == questions.answer_mask(stream.ids, TOK).sum()
 
 
 def test_validation_records_are_the_validation_tokens_with_every_accepted_answer(tmp_path):
     data = prepare(many(40), tmp_path / "set")
-    rendered = [TOK.decode(qa.render(conv, TOK)) for conv in data.val_conversations]
+    rendered = [TOK.decode(questions.render(conv, TOK)) for conv in data.val_conversations]
     assert rendered == split_texts(data, "val")
     assert all(len(conv.answers) == 2 and conv.split == "val" for conv in data.val_conversations)
 
@@ -131,10 +131,10 @@ def test_a_single_passage_is_split_by_question(tmp_path):
 def test_what_does_not_fit_is_dropped_whole_and_counted(tmp_path):
     fits = talk("q", "a" * 4, answers=("a",))  # eot user q assistant aaaa end: 9 tokens = block_size + 1
     over = talk("long", "a" * 4, answers=("a",))
-    meta = qa.write_qa([fits, over, talk("r", "a"), talk("s")], tmp_path / "s", "s", TOK, block_size=8)
+    meta = questions.write_qa([fits, over, talk("r", "a"), talk("s")], tmp_path / "s", "s", TOK, block_size=8)
     assert (meta["dropped"], meta["unanswered"]) == (1, 1)
     assert meta["dropped_example"] == "long (12 tokens)"
-    data = qa.load_qa(tmp_path / "s")
+    data = questions.load_qa(tmp_path / "s")
     assert sorted(split_texts(data, "train") + split_texts(data, "val")) == ["qaaaa", "ra"]
 
 
@@ -169,9 +169,9 @@ def test_a_failure_half_way_leaves_the_prepared_set_as_it_was(tmp_path):
 
     before = prepare(many(20), tmp_path / "set").meta
     with pytest.raises(UserError, match="1001"):
-        qa.write_qa(failing(), tmp_path / "set", "set", TOK, block_size=64)
+        questions.write_qa(failing(), tmp_path / "set", "set", TOK, block_size=64)
     assert len(list((tmp_path / "set").iterdir())) == 4
-    assert qa.load_qa(tmp_path / "set").meta == before
+    assert questions.load_qa(tmp_path / "set").meta == before
 
 
 def test_a_failure_while_files_are_put_in_place_never_mixes_old_and_new(tmp_path, monkeypatch):
@@ -186,9 +186,9 @@ def test_a_failure_while_files_are_put_in_place_never_mixes_old_and_new(tmp_path
 
     monkeypatch.setattr("os.replace", fails_the_second_time)
     with pytest.raises(OSError, match="disk full"):
-        qa.write_qa(many(30), tmp_path / "set", "set", TOK, block_size=64)
+        questions.write_qa(many(30), tmp_path / "set", "set", TOK, block_size=64)
     with pytest.raises(UserError, match="prepare"):
-        qa.load_qa(tmp_path / "set")
+        questions.load_qa(tmp_path / "set")
 
 
 def test_the_same_conversations_give_the_same_files(tmp_path):
@@ -235,13 +235,13 @@ def test_missing_or_damaged_files_are_one_line(tmp_path, damage):
     prepare(many(20), tmp_path / "set")
     damage(tmp_path / "set")
     with pytest.raises(UserError) as error:
-        qa.load_qa(tmp_path / "set")
+        questions.load_qa(tmp_path / "set")
     one_line(error, "prepare")
 
 
 def test_what_is_prepared_comes_back_in_the_batches(tmp_path):
     data = prepare(many(30), tmp_path / "set")
-    x, y, docs = qa.qa_batch(data, seed=0, step=0, batch_size=4, block_size=64)
+    x, y, docs = questions.qa_batch(data, seed=0, step=0, batch_size=4, block_size=64)
     assert x.shape == y.shape == docs.shape == (4, 64)
     for row_x, row_y in zip(x, y, strict=True):
         asked = {int(text.split("?")[0]) for text in TOK.decode(row_x).split("What is ")[1:]}

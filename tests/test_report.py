@@ -10,8 +10,11 @@ import statistics
 import home
 import pytest
 
-from nanochat import config, devices, evaluate, paths, report, runfiles
+from nanochat import config, devices, paths
 from nanochat.config import UserError
+from nanochat.course import report
+from nanochat.evaluation import card as report_cards
+from nanochat.train import runfiles
 
 RAN = [
     {"notebook": "03_pretraining", "seconds": 200.4, "peak_mb": 812.3},
@@ -28,7 +31,7 @@ def made(tmp_path_factory):
         patch.setattr(devices, "matrix_rate", lambda kind, dtype: 1e9)
         home.pretrain(home.prepare(folder))
         home.finetune(folder)
-        report.save_card("r", "fine_tuned", evaluate.report_card("r", limit_per_split=2, device="cpu"))
+        report.save_card("r", "fine_tuned", report_cards.report_card("r", limit_per_split=2, device="cpu"))
     return folder
 
 
@@ -99,7 +102,7 @@ def test_the_report_has_the_card_of_a_stage_as_it_was_measured(standard):
     card = json.loads(report.card_path("r", "fine_tuned").read_text())
     assert content["cards"] == {"fine_tuned": card}
     assert "## Report card: fine_tuned" in text
-    assert evaluate.format_card(card).strip() in text
+    assert report_cards.format_card(card).strip() in text
 
 
 def test_every_picture_is_there_and_has_its_sentence_under_it(standard, made):

@@ -16,8 +16,11 @@ import pytest
 from home import SETTINGS, SHAPE
 from small import steps_of
 
-from nanochat import checkpoint, cli, dataset, devices, paths, runfiles, stages
+from nanochat import checkpoint, devices, paths
+from nanochat.cli import parser as cli
 from nanochat.config import UserError
+from nanochat.data import corpus
+from nanochat.train import runfiles, stages
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,7 +36,7 @@ def project(tmp_path, monkeypatch):
 
 
 def corpus_of(project):
-    return dataset.load_corpus(project / "data" / "stories")
+    return corpus.load_corpus(project / "data" / "stories")
 
 
 def kept(folder):
@@ -64,11 +67,13 @@ def test_a_training_that_was_left_unlocks_its_run(project):
 PROGRAM = """
 import sys
 from home import SHAPE
-from nanochat import cli, config, dataset, devices
+from nanochat.cli import parser as cli
+from nanochat import config, devices
+from nanochat.data import corpus
 
 config.MODEL_PRESETS["tiny"] = {**config.MODEL_PRESETS["nano"], **{k: v for k, v in SHAPE.items() if k != "model"}}
 devices.matrix_rate = lambda kind, dtype: 1e9
-original = dataset.batch
+original = corpus.batch
 
 def batch(*args, **options):
     if options["step"] == 3:
@@ -76,7 +81,7 @@ def batch(*args, **options):
         sys.stdin.readline()
     return original(*args, **options)
 
-dataset.batch = batch
+corpus.batch = batch
 sys.exit(cli.main(sys.argv[1:]))
 """
 

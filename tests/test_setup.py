@@ -30,44 +30,6 @@ ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-
 CONDA_SPECS = [spec for spec in ENVIRONMENT["dependencies"] if isinstance(spec, str)]
 PYPI_NAME = {"pytorch-cpu": "torch", "matplotlib-base": "matplotlib"}
 
-# Imports point to the same level or to an earlier one.
-LEVELS = (
-    ("config", "paths", "devices"),
-    ("tokenizer", "model", "loss", "optim"),
-    (
-        "jsonfiles",
-        "conversation",
-        "packing",
-        "qa",
-        "almanac",
-        "reading",
-        "download",
-        "corpora",
-        "tokenfiles",
-        "dataset",
-    ),
-    (
-        "checkpoint",
-        "trainer",
-        "generate",
-        "scoring",
-        "baselines",
-        "cards",
-        "evaluate",
-        "box",
-        "feedback",
-        "preference",
-        "progress",
-        "runfiles",
-        "budget",
-        "stages",
-    ),
-    ("standin", "answers", "chat", "plotstyle", "plots", "exercises"),
-    ("widgets", "terminal", "web", "reference", "report", "course", "bench"),
-    ("commands", "cli"),
-    ("__main__",),
-)
-
 
 def requirements(lines: list[str]) -> dict[str, SpecifierSet]:
     parsed = [Requirement(line) for line in lines]
@@ -152,13 +114,32 @@ def test_importing_the_package_loads_nothing_heavy_and_no_network() -> None:
 
 
 def test_data_modules_do_not_load_torch() -> None:
-    loaded = new_modules("from nanochat import almanac, corpora, feedback, qa, tokenizer")
-    assert "nanochat.corpora" in loaded
+    loaded = new_modules(
+        "from nanochat import tokenizer\n"
+        "from nanochat.chat import feedback\n"
+        "from nanochat.data import almanac, sources, questions\n"
+    )
+    assert "nanochat.data.sources" in loaded
     assert "torch" not in loaded
 
 
+def floor_plan() -> list[list[str]]:
+    """The rooms and modules on each floor of the package, from the ground up."""
+    text = (ROOT / "nanochat" / "README.md").read_text(encoding="utf-8")
+    block = text.split("```\n")[1]
+    return [line.partition(":")[2].split() for line in block.splitlines()]
+
+
+def modules() -> dict[str, Path]:
+    """Each module of the package by its name without `nanochat.`, as `model` or `data.corpus`; a room by its own."""
+    package = ROOT / "nanochat"
+    files = {path.relative_to(package).with_suffix("").parts: path for path in package.rglob("*.py")}
+    named = {".".join(part for part in parts if part != "__init__"): path for parts, path in files.items()}
+    return {name: path for name, path in named.items() if name not in ("", "__main__")}
+
+
 def imported(path: Path) -> set[str]:
-    """The modules and names directly under `nanochat` that a file imports, inside functions too."""
+    """The modules of the package that a file imports, inside functions too."""
     found = set()
     package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -166,34 +147,44 @@ def imported(path: Path) -> set[str]:
             names = [alias.name.split(".") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = [*package[: len(package) - node.level + 1]] if node.level else []
-            base += (node.module or "").split(".") if node.module else []
+            base += node.module.split(".") if node.module else []
             names = [[*base, alias.name] for alias in node.names]
         else:
             continue
-        found |= {name[1] for name in names if name[0] == "nanochat" and len(name) > 1}
+        for top, *rest in names:
+            prefixes = [".".join(rest[:length]) for length in range(len(rest), 0, -1)]
+            found |= set([name for name in prefixes if top == "nanochat" and name in MODULES][:1])
     return found
 
 
-def graph() -> dict[str, set[str]]:
-    """Each module (or folder) directly under nanochat/, and those of the others that it imports."""
-    files = {path: path.relative_to(ROOT / "nanochat").parts[0] for path in (ROOT / "nanochat").rglob("*.py")}
-    modules = {path: name.removesuffix(".py") for path, name in files.items() if name != "__init__.py"}
-    edges: dict[str, set[str]] = {module: set() for module in modules.values()}
-    for path, module in modules.items():
-        edges[module] |= (imported(path) & set(edges)) - {module}
+MODULES = modules()
+GRAPH = {name: imported(path) - {name} for name, path in MODULES.items()}
+
+
+def units() -> dict[str, set[str]]:
+    """What each room, and each module that lies flat, imports of the others."""
+    edges: dict[str, set[str]] = {name.partition(".")[0]: set() for name in GRAPH}
+    for name, others in GRAPH.items():
+        unit = name.partition(".")[0]
+        edges[unit] |= {other.partition(".")[0] for other in others} - {unit}
     return edges
 
 
-def test_imports_point_downward_in_the_levels() -> None:
-    level = {module: number for number, modules in enumerate(LEVELS) for module in modules}
-    edges = graph()
-    assert set(edges) <= set(level), "a new module: give it a place in LEVELS"
-    upward = {(module, other) for module in edges for other in edges[module] if level[other] > level[module]}
+def test_the_floor_plan_names_every_room_and_module_once() -> None:
+    named = [unit for floor in floor_plan() for unit in floor]
+    assert sorted(named) == sorted(units()), "a new room or module: give it a floor in nanochat/README.md"
+
+
+def test_imports_point_downward_in_the_floor_plan() -> None:
+    height = {unit: number for number, floor in enumerate(floor_plan()) for unit in floor}
+    edges = units()
+    upward = {(unit, other) for unit in edges for other in edges[unit] if height[other] > height[unit]}
     assert not upward
 
 
-def test_imports_have_no_cycle() -> None:
-    TopologicalSorter(graph()).prepare()  # raises CycleError, which names the cycle
+@pytest.mark.parametrize("edges", [GRAPH, units()], ids=["modules", "rooms"])
+def test_imports_have_no_cycle(edges: dict[str, set[str]]) -> None:
+    TopologicalSorter(edges).prepare()  # raises CycleError, which names the cycle
 
 
 def test_the_model_does_not_know_the_tokenizer() -> None:

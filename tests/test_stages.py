@@ -13,8 +13,11 @@ import torch
 from home import SETTINGS, SHAPE
 from small import steps_of
 
-from nanochat import checkpoint, dataset, devices, paths, qa, runfiles, stages
+from nanochat import checkpoint, devices, paths
 from nanochat.config import PROFILES, UserError, profile
+from nanochat.data import corpus as corpus_files
+from nanochat.data import questions
+from nanochat.train import runfiles, stages
 from nanochat.trainer import TrainSettings
 
 
@@ -42,7 +45,7 @@ def project(made, tmp_path, monkeypatch):
 
 
 def corpus_of(project):
-    return dataset.load_corpus(project / "data" / "stories")
+    return corpus_files.load_corpus(project / "data" / "stories")
 
 
 def content(folder):
@@ -101,7 +104,7 @@ def test_the_first_validation_knows_nothing_bits_per_byte_and_nats_agree(project
     corpus = corpus_of(project)
     first = home.pretrain(corpus, "new", replace(SETTINGS, steps=1))[0]
     assert first.val_loss == pytest.approx(math.log(corpus.tokenizer.vocab_size), abs=0.1)
-    _, y = dataset.val_windows(corpus.val, 32, 2)
+    _, y = corpus_files.val_windows(corpus.val, 32, 2)
     n_bytes = corpus.tokenizer.byte_lengths()[y].sum()
     assert first.val_bpb == pytest.approx(first.val_loss * y.size / math.log(2) / n_bytes)
 
@@ -157,10 +160,11 @@ def test_validation_is_at_most_a_twentieth_of_the_work_if_not_one_batch(steps):
 
 def test_mean_loss_weighs_every_target_the_same_however_batches_are_cut(project):
     loaded = stages.load("r", "base_model", "cpu")
-    data = qa.load_qa(project / "data" / "animals_qa")
+    data = questions.load_qa(project / "data" / "animals_qa")
     with torch.inference_mode():
         results = [
-            stages.mean_loss(loaded.model, qa.qa_val_batches(data, size, 32), loaded.tokenizer) for size in (1, 3, 50)
+            stages.mean_loss(loaded.model, questions.qa_val_batches(data, size, 32), loaded.tokenizer)
+            for size in (1, 3, 50)
         ]
     for result in results[1:]:
         assert result == pytest.approx(results[0], rel=1e-5)
@@ -168,8 +172,8 @@ def test_mean_loss_weighs_every_target_the_same_however_batches_are_cut(project)
 
 def test_mean_loss_counts_answers_only(project):
     loaded = stages.load("r", "base_model", "cpu")
-    data = qa.load_qa(project / "data" / "animals_qa")
-    x, y, docs = next(qa.qa_val_batches(data, 2, 32))
+    data = questions.load_qa(project / "data" / "animals_qa")
+    x, y, docs = next(questions.qa_val_batches(data, 2, 32))
     with torch.inference_mode():
         nats = torch.log_softmax(loaded.model(*map(torch.from_numpy, (x,)), docs=torch.from_numpy(docs)), dim=-1)
         by_hand = [-nats[r, t, y[r, t]].item() for r, t in zip(*np.nonzero(y >= 0), strict=True)]
@@ -191,9 +195,9 @@ def test_finetuning_begins_with_the_base_model_not_with_random_weights(project, 
     monkeypatch.setattr(devices, "matmul_dtype", lambda device: torch.float32)
     base = stages.load("r", "base_model", "cpu")
     first = home.finetune(project, settings=replace(SETTINGS, steps=1))[0]
-    data = qa.load_qa(project / "data" / "animals_qa")
+    data = questions.load_qa(project / "data" / "animals_qa")
     with torch.inference_mode():
-        expected = stages.mean_loss(base.model, qa.qa_val_batches(data, 2, 32, 1), base.tokenizer)
+        expected = stages.mean_loss(base.model, questions.qa_val_batches(data, 2, 32, 1), base.tokenizer)
     assert first.val_loss == expected["val_loss"]
 
 
@@ -219,7 +223,7 @@ def test_without_a_base_model_finetuning_refuses_and_says_what_makes_one(project
 def test_answers_learn_and_are_given_in_one_batch(project):
     home.finetune(project, settings=TrainSettings(steps=150, batch_size=8, eval_every=75))
     loaded = stages.load("r", "fine_tuned", "cpu")
-    asked = [qa.ask("Who met the cat and the dog?"), qa.ask("Who met the fox and the owl?")]
+    asked = [questions.ask("Who met the cat and the dog?"), questions.ask("Who met the fox and the owl?")]
     answers = stages.answer(loaded, asked, max_new_tokens=12)
     assert answers == [stages.answer(loaded, [question], max_new_tokens=12)[0] for question in asked]
     assert all(answer.startswith("The ") and answer.endswith(".") for answer in answers)
@@ -299,7 +303,7 @@ def test_going_on_with_other_settings_is_refused_and_nothing_is_written(project,
 def test_going_on_with_other_text_is_refused_naming_both_fingerprints(project):
     old = corpus_of(project).meta["fingerprint"]
     (project / "stories.txt").write_text("Once there was a goat.\n" * 300, encoding="utf-8")
-    corpus = dataset.prepare_corpus(str(project / "stories.txt"), "bpe:300")
+    corpus = corpus_files.prepare_corpus(str(project / "stories.txt"), "bpe:300")
     with pytest.raises(UserError, match=f"data '{old}', now it is '{corpus.meta['fingerprint']}'"):
         home.pretrain(corpus, settings=replace(SETTINGS, steps=20), resume=True)
 

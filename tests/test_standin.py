@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from nanochat import exercises, qa, stages, standin
-from nanochat.chat import ChatSession
+from nanochat import exercises
+from nanochat.chat.session import ChatSession
+from nanochat.data import questions
+from nanochat.train import stages, standin
 
 
-def _one_answer_each() -> list[qa.Conversation]:
+def _one_answer_each() -> list[questions.Conversation]:
     asked = [(conv.question, conv.context) for conv in standin.taught()]
     return [conv for conv in standin.taught() if asked.count((conv.question, conv.context)) == 1]
 

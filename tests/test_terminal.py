@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from tiny import ANSWERS, tiny_checkpoint
 
-from nanochat import answers, stages
-from nanochat.chat import ChatSession
+from nanochat.chat import reply
+from nanochat.chat.session import ChatSession
+from nanochat.chat.terminal import HELP, run_terminal
 from nanochat.config import UserError
-from nanochat.terminal import HELP, run_terminal
+from nanochat.train import stages
 
 
 def open_session(run: str | None, stage: str | None) -> ChatSession:
@@ -35,7 +36,8 @@ def talk(nanochat_home: Path):
 
 @pytest.fixture
 def records():
-    from nanochat import feedback, paths
+    from nanochat import paths
+    from nanochat.chat import feedback
 
     return lambda: feedback.read(paths.feedback_path("tiny"))
 
@@ -178,20 +180,20 @@ def test_a_passage_goes_with_the_questions_until_it_is_put_away(talk, records):
 
 
 def test_an_error_of_the_model_is_shown_and_the_chat_goes_on(talk, monkeypatch):
-    real = answers.stream
+    real = reply.stream
 
     def fragile(model, prompt, **sampling):
         if len(prompt) > 20:
             raise RuntimeError("out of memory")
         yield from real(model, prompt, **sampling)
 
-    monkeypatch.setattr(answers, "stream", fragile)
+    monkeypatch.setattr(reply, "stream", fragile)
     screen = talk("hello hello hello hello hello hello hello", "hello")
     assert "sorry, that went wrong: RuntimeError: out of memory" in screen and ANSWERS["hello"] in screen
 
 
 def test_a_model_cannot_send_control_characters_to_the_terminal(talk, monkeypatch):
-    monkeypatch.setattr(answers, "stream", lambda model, prompt, **sampling: iter(b"\x1b[2J\x07beep"))
+    monkeypatch.setattr(reply, "stream", lambda model, prompt, **sampling: iter(b"\x1b[2J\x07beep"))
     monkeypatch.setattr("nanochat.tokenizer.Tokenizer.token_bytes", lambda self, id: bytes([id]))
     screen = talk("hello")
     assert "[2Jbeep" in screen and "\x1b" not in screen and "\x07" not in screen

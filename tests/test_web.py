@@ -18,7 +18,8 @@ import nbformat
 import pytest
 from tiny import tiny_checkpoint
 
-from nanochat import cli, web
+from nanochat.chat import web
+from nanochat.cli import parser as cli
 
 
 def nanochat(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -85,7 +86,7 @@ def test_it_listens_on_this_machine_only_and_its_pages_may_ask_nobody_else() -> 
 # The real server, with a notebook that shows nothing: its kernels start quickly.
 SERVE = """
 import sys
-from nanochat import web
+from nanochat.chat import web
 real = web.notebook
 web.notebook = lambda run, stage: real(run, stage).replace("from nanochat.widgets import playground", "import sys").replace(
     "playground(", "print(")

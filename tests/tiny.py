@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from nanochat import checkpoint, paths, qa
+from nanochat import checkpoint, paths
 from nanochat.config import ModelConfig
+from nanochat.data import questions
 from nanochat.model import GPT
 from nanochat.tokenizer import Tokenizer, train_bpe
 
@@ -28,7 +29,10 @@ def tiny_model() -> tuple[GPT, Tokenizer]:
     tok = train_bpe([*ANSWERS, *ANSWERS.values()] * 3, 320)
     torch.manual_seed(0)
     model = GPT(ModelConfig(tok.vocab_size, 96, n_layer=2, n_head=2, n_embd=32))
-    rows = [qa.render(qa.Conversation((qa.Turn("user", q), qa.Turn("assistant", a))), tok) for q, a in ANSWERS.items()]
+    rows = [
+        questions.render(questions.Conversation((questions.Turn("user", q), questions.Turn("assistant", a))), tok)
+        for q, a in ANSWERS.items()
+    ]
     width = max(map(len, rows))
     ids = torch.tensor([row + [tok.eot] * (width - len(row)) for row in rows])
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)

@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import corpora, dataset, stages
 from ..config import PROFILES, UserError
+from ..data import corpus, sources
+from ..train import stages
 from ..trainer import StepReport, TrainSettings
 from .original import original_seconds
 from .rows import Row
@@ -79,7 +80,7 @@ class Moment:
 
 def _train(recipe: Recipe, seconds: float) -> Iterator[StepReport]:
     begin = time.perf_counter()
-    data = dataset.prepare_corpus(CORPUS, recipe.tokenizer)
+    data = corpus.prepare_corpus(CORPUS, recipe.tokenizer)
     print(json.dumps({"split": _split(data)}), flush=True)
     return stages.pretrain(
         "bench", data, model=recipe.model, settings=recipe.settings(), dropout=recipe.dropout, val_windows=sys.maxsize,
@@ -90,7 +91,7 @@ def _train(recipe: Recipe, seconds: float) -> Iterator[StepReport]:
 def _train_by_default() -> Iterator[StepReport]:
     """The default profile's pretraining, validated as it always is."""
     profile = PROFILES["default"]
-    data = dataset.prepare_corpus(CORPUS, profile.tokenizer)
+    data = corpus.prepare_corpus(CORPUS, profile.tokenizer)
     return stages.pretrain("bench", data, model=profile.model, settings=stages.pretrain_settings(profile), say=_say)
 
 
@@ -98,7 +99,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _split(data: dataset.CorpusData) -> str:
+def _split(data: corpus.CorpusData) -> str:
     """Where our validation split begins, and where nanoGPT's does: with the last tenth of the characters."""
     ours, whole = data.meta["train"]["bytes"], data.meta["train"]["bytes"] + data.meta["val"]["bytes"]
     return f"validation is what follows byte {ours:,} of {whole:,} (nanoGPT: {int(0.9 * whole):,})"
@@ -128,12 +129,12 @@ def _lines(what: str, seconds: float, changes: dict[str, Any]) -> Iterator[tuple
 
     Raises UserError if the corpus is neither here nor to be had (it says where to put it), or if the training fails.
     """
-    path = corpora.locate(CORPUS)
+    path = sources.locate(CORPUS)
     assert path is not None
     with tempfile.TemporaryDirectory() as folder:
         downloads = Path(folder) / "data" / "downloads"
         downloads.mkdir(parents=True)
-        shutil.copy(path, downloads / corpora.CORPORA[CORPUS].file_name)
+        shutil.copy(path, downloads / sources.CORPORA[CORPUS].file_name)
         environment = {**os.environ, "NANOCHAT_HOME": folder}
         if what == "recipe":  # the other is measured by the step: what is compiled already will do
             environment["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "compiled")

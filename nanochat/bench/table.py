@@ -11,8 +11,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .. import plotstyle
 from ..config import UserError
+from ..figures import style
 from ..paths import atomic_write
 from .machine import sentence
 from .rows import Row, from_record
@@ -30,14 +30,14 @@ class Results:
 def _target(row: Row) -> str:
     if row.target is None:
         return ""
-    return f"{'<=' if row.at_most else '>='} {plotstyle.number(row.target)}"
+    return f"{'<=' if row.at_most else '>='} {style.number(row.target)}"
 
 
 def _result(row: Row) -> str:
     if row.result is None:
         return "-"
-    spread = "" if row.low is None else f" ({plotstyle.number(row.low)}-{plotstyle.number(row.high)})"
-    return f"{plotstyle.number(row.result)} {row.unit}{spread}"
+    spread = "" if row.low is None else f" ({style.number(row.low)}-{style.number(row.high)})"
+    return f"{style.number(row.result)} {row.unit}{spread}"
 
 
 def table(results: Results) -> str:
@@ -69,26 +69,24 @@ def figure(results: Results) -> Figure:
     as good are equally far from it."""
     rows = [row for row in results.rows if row.share]
     if not rows:
-        return plotstyle.empty("Results against targets", "nothing that has a target was measured")[0]
-    drawn = plotstyle.new_figure(10.0, 1.2 + 0.34 * len(rows))
-    ax = plotstyle.dress(
+        return style.empty("Results against targets", "nothing that has a target was measured")[0]
+    drawn = style.new_figure(10.0, 1.2 + 0.34 * len(rows))
+    ax = style.dress(
         drawn.add_subplot(), "Results against targets", "result / target (right of the line: met)", grid="x"
     )
     shares = [row.share for row in rows]
-    colours = [plotstyle.BLUE if row.met else plotstyle.ORANGE for row in rows]
+    colours = [style.BLUE if row.met else style.ORANGE for row in rows]
     bars = ax.barh(range(len(rows)), [share - 1 for share in shares], left=1.0, height=0.7, color=colours)
     ax.set_xscale("log")
-    ax.axvline(1.0, color=plotstyle.INK, linewidth=1.2)
+    ax.axvline(1.0, color=style.INK, linewidth=1.2)
     said = [f"{_result(row).split(' (')[0]}  ({_target(row)})" for row in rows]
     for bar, row, text in zip(bars, rows, said, strict=True):
         right = row.share >= 1
         ax.annotate(
             text, (row.share, bar.get_y() + bar.get_height() / 2), (4 if right else -4, 0), textcoords="offset points",
-            ha="left" if right else "right", va="center", fontsize=8, color=plotstyle.INK,
+            ha="left" if right else "right", va="center", fontsize=8, color=style.INK,
         )  # fmt: skip
-    ax.set_yticks(
-        range(len(rows)), ["\n".join(textwrap.wrap(plotstyle.plain(row.name), 60)) for row in rows], fontsize=7
-    )
+    ax.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(style.plain(row.name), 60)) for row in rows], fontsize=7)
     ax.invert_yaxis()
     ax.set_xlim(min(0.25, *shares) / 3, max(4.0, *shares) * 4)
     return drawn
@@ -103,7 +101,7 @@ def save(results: Results, path: Path) -> Path:
         json.dump(content, file, indent=1, allow_nan=False)
     picture = path.with_suffix(".png")
     with atomic_write(picture) as file:
-        file.write(plotstyle.png(figure(results)))
+        file.write(style.png(figure(results)))
     return picture
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from .. import almanac
 from ..config import UserError
-from ..reading import PIECE
+from ..data import almanac
+from ..data.textfiles import PIECE
 from ..tokenizer import Tokenizer, gpt2, train_bpe
 from .memory import peak_mb, torch_alone_mb
 from .rows import Row, measured, unmeasured

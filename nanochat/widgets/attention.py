@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import plots
 from ..config import UserError
+from ..figures import plots
+from ..figures.style import INK, new_figure, plain, png
 from ..model import GPT, attend
-from ..plotstyle import INK, new_figure, plain, png
 from ..tokenizer import Tokenizer
-from . import static
+from . import fallback
 from .markup import escape
 from .tokens import visible
 
@@ -126,8 +126,8 @@ def explorer(model: GPT, tok: Tokenizer, text: str) -> widgets.Widget:
     layer = widgets.Dropdown(options=range(model.config.n_layer), description="Layer")
     head = widgets.Dropdown(options=range(model.config.n_head), description="Head")
     overview, one = widgets.HTML(), widgets.HTML()
-    static.follow(lambda: _image(grid(model, tok, typed.value)), overview, [typed])
-    static.follow(lambda: _image(detail(model, tok, typed.value, layer.value, head.value)), one, [typed, layer, head])
+    fallback.follow(lambda: _image(grid(model, tok, typed.value)), overview, [typed])
+    fallback.follow(lambda: _image(detail(model, tok, typed.value, layer.value, head.value)), one, [typed, layer, head])
     return widgets.VBox([typed, overview, widgets.HBox([layer, head]), one])
 
 
@@ -146,4 +146,4 @@ def explore(model: GPT, tok: Tokenizer, text: str) -> None:
     """Show the explorer; saved notebooks keep one head of the last layer as a table."""
     layer = model.config.n_layer - 1
     html = detail_html(model, tok, text, layer)
-    static.show(explorer(model, tok, text), html, f"Attention of layer {layer}, head 0 to {text!r}.")
+    fallback.show(explorer(model, tok, text), html, f"Attention of layer {layer}, head 0 to {text!r}.")

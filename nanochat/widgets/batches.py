@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import ipywidgets as widgets
 import numpy as np
 
-from ..packing import IGNORE
+from ..data.packing import IGNORE
 from ..tokenizer import Tokenizer
-from . import static
+from . import fallback
 from .markup import escape
 from .tokens import COLOURS, INK, visible
 
@@ -71,13 +71,15 @@ def _target(tok: Tokenizer, x: np.ndarray, y: np.ndarray, place: int, masked: bo
 def viewer(tok: Tokenizer, make: Callable[[int], Batch], row: int = 0, start: int = 0) -> widgets.Widget:
     """The batches make(0), make(1), …: numbers choose the step, the row and where in the row to look."""
     rows, length = np.asarray(make(0)[0]).shape
-    steps = static.number(0, 0, 99, "Step")
-    which = static.number(row, 0, rows - 1, "Row")
-    place = static.number(start, 0, (length - 1) // _COLUMNS * _COLUMNS, "Position", step=_COLUMNS)
+    steps = fallback.number(0, 0, 99, "Step")
+    which = fallback.number(row, 0, rows - 1, "Row")
+    place = fallback.number(start, 0, (length - 1) // _COLUMNS * _COLUMNS, "Position", step=_COLUMNS)
     out = widgets.HTML()
 
-    static.follow(lambda: _with_sentence(tok, make(steps.value), which.value, place.value), out, [steps, which, place])
-    return widgets.VBox([widgets.HBox([steps, which, place], layout=static.WRAP), out])
+    fallback.follow(
+        lambda: _with_sentence(tok, make(steps.value), which.value, place.value), out, [steps, which, place]
+    )
+    return widgets.VBox([widgets.HBox([steps, which, place], layout=fallback.WRAP), out])
 
 
 def first_look(batch: Batch) -> tuple[int, int]:
@@ -92,7 +94,7 @@ def view(tok: Tokenizer, make: Callable[[int], Batch]) -> None:
     """Show the viewer; saved notebooks keep a part of the first batch as a table."""
     batch = make(0)
     row, start = first_look(batch)
-    static.show(viewer(tok, make, row, start), _with_sentence(tok, batch, row, start), sentence(batch))
+    fallback.show(viewer(tok, make, row, start), _with_sentence(tok, batch, row, start), sentence(batch))
 
 
 def _with_sentence(tok: Tokenizer, batch: Batch, row: int, start: int) -> str:

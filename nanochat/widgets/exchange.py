@@ -3,52 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets as w
 
-from ..answers import TokenView
-from ..chat import Answer, Exchange
-from ..feedback import Opinion
+from ..chat.feedback import Opinion
+from ..chat.reply import TokenView
+from ..chat.session import Answer, Exchange
 from . import markup
+from .controls import App, button, row, show, toggle
 from .tokens import visible
 
-if TYPE_CHECKING:
-    from .playground import Playground
-
 ENDED = {"end": "", "limit": " · cut off at the limit", "stopped": " · stopped"}
-
-
-def button(
-    name: str, click: Callable[[], None], guard: Callable[[Callable[[], None]], None], tooltip: str = ""
-) -> w.Button:
-    """A button with words on it: what stands on it is also its name for a screen reader."""
-    made = w.Button(description=name, tooltip=tooltip or name, layout=w.Layout(width="auto"))
-    made.on_click(lambda _: guard(click))
-    return made
-
-
-def show(widget: w.DOMWidget, visible: bool) -> None:
-    """Show or hide a widget, keeping its place in the tree."""
-    widget.layout.display = None if visible else "none"
-
-
-def toggle(widget: w.DOMWidget) -> bool:
-    """Show what is hidden, or hide what is shown; returns whether it is shown now."""
-    opening = widget.layout.display == "none"
-    show(widget, opening)
-    return opening
-
-
-def row(*children: w.Widget) -> w.HBox:
-    """Things side by side, wrapping where it is narrow."""
-    return w.HBox(children, layout=w.Layout(flex_flow="row wrap", align_items="center"))
 
 
 class AnswerView:
     """One answer. It is shown while it is being written, and gets its buttons from `bind`."""
 
-    def __init__(self, app: Playground, name: str = "Model"):
+    def __init__(self, app: App, name: str = "Model"):
         self.app, self.name = app, name
         self.answer: Answer | None = None
         self.thumb: int | None = None
@@ -182,7 +154,7 @@ def look_inside(views: list[TokenView], guard: Callable[[Callable[[], None]], No
 class ExchangeView:
     """A question and its answers."""
 
-    def __init__(self, app: Playground, question: str, passage: str, comparing: bool = False):
+    def __init__(self, app: App, question: str, passage: str, comparing: bool = False):
         self.app, self.text, self.comparing = app, question, comparing
         self.exchange: Exchange | None = None
         passage = (

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import ipywidgets as widgets
 
-from .. import plots
-from ..plotstyle import png
-from ..progress import duration
+from ..figures import plots
+from ..figures.style import png
+from ..train.progress import duration
 from ..trainer import StepReport
-from . import static
+from . import fallback
 
 Records = Sequence[Mapping[str, Any]]  # as in metrics.jsonl
 
@@ -173,7 +173,7 @@ class Monitor:
             self._show(" ".join([*notices, end]))
         except Exception as error:  # a thread's exception would be lost: the person at the widget should see it
             self._draw()
-            self.notice.value = static.error_html(error)
+            self.notice.value = fallback.error_html(error)
         finally:
             self._buttons(running=False, resumable=resumable)
 
@@ -200,5 +200,5 @@ class Monitor:
 def watch(train: Train, before: Records = ()) -> Monitor:
     """Show a monitor; saved notebooks keep what `before` holds as a picture with a table of samples."""
     monitor = Monitor(train, before)
-    static.show(monitor.widget, panel_html(before), sentence(before))
+    fallback.show(monitor.widget, panel_html(before), sentence(before))
     return monitor

@@ -12,12 +12,13 @@ import ipywidgets as widgets
 import torch
 from torch import Tensor
 
-from .. import plots, qa
 from ..config import UserError
+from ..data import questions
+from ..figures import plots
 from ..generate import next_token_probs
 from ..model import GPT
 from ..tokenizer import Tokenizer
-from . import static
+from . import fallback
 from .tokens import visible
 
 _BAR = 9  # em, the width of a bar for probability 1
@@ -59,7 +60,7 @@ class Inspection:
 
 def prompt_ids(tok: Tokenizer, text: str, chat: bool = False) -> list[int]:
     """How a text is put to a model: as the beginning of a document or, with `chat`, as a question to be answered."""
-    return qa.render_prompt(qa.ask(text), tok) if chat else [tok.eot, *tok.encode(text)]
+    return questions.render_prompt(questions.ask(text), tok) if chat else [tok.eot, *tok.encode(text)]
 
 
 def _entropy_bits(probs: Tensor) -> float:
@@ -126,9 +127,9 @@ def explorer(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> widge
     layout = {"width": "98%", "height": "4em"}
     typed = widgets.Textarea(text, description="Text", placeholder="Type the beginning of a text.", layout=layout)
     as_question = widgets.Checkbox(chat, description="ask it as a question, in the chat template", indent=False)
-    temperature = static.number(1.0, 0.0, 2.0, "Temperature", step=0.05)
-    top_k = static.number(0, 0, 50, "Top-k (0: off)")
-    top_p = static.number(1.0, 0.05, 1.0, "Top-p (1: off)", step=0.05)
+    temperature = fallback.number(1.0, 0.0, 2.0, "Temperature", step=0.05)
+    top_k = fallback.number(0, 0, 50, "Top-k (0: off)")
+    top_p = fallback.number(1.0, 0.05, 1.0, "Top-p (1: off)", step=0.05)
     draw = widgets.Button(description="Draw a token", button_style="primary")
     back = widgets.Button(description="Take it back")
     written, table = widgets.HTML(), widgets.HTML()
@@ -164,10 +165,10 @@ def explorer(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> widge
 
     for source in (typed, as_question):  # what was drawn belonged to another text
         source.observe(lambda _change: drawn.clear(), names="value")
-    update = static.follow(render, table, [typed, as_question, temperature, top_k, top_p])
+    update = fallback.follow(render, table, [typed, as_question, temperature, top_k, top_p])
     draw.on_click(click(add))
     back.on_click(click(drawn.pop))
-    numbers = widgets.HBox([temperature, top_k, top_p], layout=static.WRAP)
+    numbers = widgets.HBox([temperature, top_k, top_p], layout=fallback.WRAP)
     return widgets.VBox([typed, as_question, numbers, widgets.HBox([draw, back]), written, table])
 
 
@@ -175,4 +176,4 @@ def explore(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> None:
     """Show the inspector; saved notebooks keep the candidates for `text`, with top-k 5 as the setting."""
     found = inspect(model, tok, prompt_ids(tok, text, chat), top_k=5)
     html = f"<p>After <b>{escape(text)}</b>, with top-k 5:</p>{inspection_html(found)}"
-    static.show(explorer(model, tok, text, chat), html, found.sentence())
+    fallback.show(explorer(model, tok, text, chat), html, found.sentence())

@@ -14,13 +14,16 @@ from pathlib import Path
 import ipywidgets as w
 from IPython.display import display
 
-from .. import chat, checkpoint, devices, feedback, stages
-from ..chat import ChatSession, Settings
+from .. import checkpoint, devices
+from ..chat import feedback, session
+from ..chat.session import ChatSession, Settings
 from ..config import UserError
-from . import markup, static
-from .captions import EXAMPLES, chat_name, describe, sample_exchange, unavailable
-from .exchange import ExchangeView, button, row, show, toggle
-from .opinions import OpinionsView
+from ..train import stages
+from . import fallback, markup
+from .controls import button, row, show, toggle
+from .exchange import ExchangeView
+from .feedback_tab import OpinionsView
+from .labels import EXAMPLES, chat_name, describe, sample_exchange, unavailable
 
 _CHATS = 10  # earlier ones to choose from
 _FRAME = 1 / 15  # seconds between updates of an answer: more would only keep the browser busy
@@ -284,14 +287,14 @@ class Playground:
     def _keep(self) -> None:
         """Save the chat after every change, so that it survives the kernel."""
         if self.saved_as is None:
-            self.saved_as = chat.transcript_path(self.session.run)
+            self.saved_as = session.transcript_path(self.session.run)
         try:
             self.session.save(self.saved_as)
         except OSError as error:
             self.say(f"This chat could not be saved ({error.strerror or error}); it goes on all the same.", error=True)
 
     def _list_chats(self) -> None:
-        found = [(chat_name(path), path) for path in chat.transcripts(self.session.run)[:_CHATS]]
+        found = [(chat_name(path), path) for path in session.transcripts(self.session.run)[:_CHATS]]
         self.earlier.options = [("this chat", ""), *found]  # None would show as an empty line
         self.earlier.value = self.saved_as if self.saved_as in dict(found).values() else ""
         show(self.earlier, bool(found))
@@ -340,4 +343,4 @@ def playground(run: str | None = None, stage: str | None = None, device: str = "
     except UserError as error:
         display(unavailable(error), raw=True)
     else:
-        static.show(app.root, *sample_exchange(app.session))
+        fallback.show(app.root, *sample_exchange(app.session))

@@ -14,7 +14,7 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from ..tokenizer import GPT2_FILES, Tokenizer, gpt2, steps
-from . import static
+from . import fallback
 from .markup import escape
 
 # Light grounds under dark letters: readable on light and dark pages alike
@@ -89,10 +89,10 @@ def explorer(toks: Sequence[Tokenizer], text: str, word: str) -> widgets.Widget:
         text, description="Text", layout={"width": "98%", "height": "5em"}, placeholder="Type anything."
     )
     cut = widgets.HTML()
-    static.follow(lambda: tokenizers_html(toks, typed.value), cut, [typed])
+    fallback.follow(lambda: tokenizers_html(toks, typed.value), cut, [typed])
 
     spelled = widgets.Text(word, description="Word", placeholder="Type a word.")
-    merges = static.number(0, 0, 0, "Merges")
+    merges = fallback.number(0, 0, 0, "Merges")
     pieces = widgets.HTML()
 
     def render() -> str:
@@ -101,11 +101,11 @@ def explorer(toks: Sequence[Tokenizer], text: str, word: str) -> widgets.Widget:
         boxes = " ".join(chip(piece, i) for i, piece in enumerate(states[merges.value]))
         return f"<p>{boxes}</p><p>{merges.value} of {merges.max} merges, {len(states[merges.value])} pieces</p>"
 
-    static.follow(render, pieces, [spelled, merges])
-    return widgets.VBox([typed, cut, widgets.HBox([spelled, merges], layout=static.WRAP), pieces])
+    fallback.follow(render, pieces, [spelled, merges])
+    return widgets.VBox([typed, cut, widgets.HBox([spelled, merges], layout=fallback.WRAP), pieces])
 
 
 def explore(toks: Sequence[Tokenizer], text: str, word: str) -> None:
     """Show the explorer; saved notebooks keep the text as tokens and the word's merges as a table."""
     html = tokenizers_html(toks, text) + f"<p><b>{escape(word)}</b>, merge by merge:</p>" + merges_html(toks[0], word)
-    static.show(explorer(toks, text, word), html, "; ".join(counts(tok, text) for tok in toks))
+    fallback.show(explorer(toks, text, word), html, "; ".join(counts(tok, text) for tok in toks))

@@ -19,7 +19,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from nanochat import config, dataset, evaluate, progress, report, stages
+from nanochat import config
+from nanochat.course import report
+from nanochat.data import corpus
+from nanochat.evaluation import card as report_cards
+from nanochat.train import progress, stages
 
 RECORDS = Path(__file__).with_name("assistant.jsonl")
 COLUMNS = {
@@ -32,7 +36,7 @@ FALSE_REFUSALS = "false refusals"
 
 def train_and_score(profile: config.Profile, seed: int, shape: dict[str, Any]) -> dict[str, Any]:
     """One whole run of the two training stages, in a folder of its own; what its report card says."""
-    data = dataset.prepare_corpus(profile.corpus, profile.tokenizer, size=profile.size)
+    data = corpus.prepare_corpus(profile.corpus, profile.tokenizer, size=profile.size)
     losses, seconds = {}, 0.0
     stage_reports = {
         "pretraining": lambda: stages.pretrain(
@@ -46,7 +50,7 @@ def train_and_score(profile: config.Profile, seed: int, shape: dict[str, Any]) -
         seen = progress.follow(start())
         losses[stage] = min(report.val_loss for report in seen if report.val_loss is not None)
         seconds += seen[-1].elapsed_s
-    card = evaluate.report_card(profile.run, stage="fine_tuned", limit_per_split=profile.eval_questions)
+    card = report_cards.report_card(profile.run, stage="fine_tuned", limit_per_split=profile.eval_questions)
     rows = {(row["skill"], row["split"]): row for row in card["scores"]}
     held_out = [row for (skill, split), row in rows.items() if skill not in ("all", "unknown") and split != "val"]
     refused = [(row["false_refusal_rate"], row["answerable"]) for row in held_out if row["answerable"]]

@@ -1,6 +1,6 @@
 """How an assistant fares with questions that people put in words of their own (people.tsv).
 
-    python tests/benchmarks/people.py out/nano/nano_fine_tuned.pt nanochat/box/box_fine_tuned.pt [--wrong]
+    python tests/benchmarks/people.py out/nano/nano_fine_tuned.pt nanochat/chat/box/box_fine_tuned.pt [--wrong]
 
 `core` and `full` were written by people who saw the tables of the almanac and none of its wordings, about the facts of the
 default size and about those that only the full one has (and a few relations that only it asks); `talk` and `read` by one who
@@ -16,7 +16,9 @@ import csv
 import re
 from pathlib import Path
 
-from nanochat import checkpoint, qa, stages
+from nanochat import checkpoint
+from nanochat.data import questions
+from nanochat.train import stages
 
 QUESTIONS = Path(__file__).with_name("people.tsv")
 BATCH = 64  # questions answered at once
@@ -40,7 +42,7 @@ def main() -> None:
         loaded = checkpoint.load(path)
         answers: list[str] = []
         for at in range(0, len(rows), BATCH):
-            asked = [qa.ask(row["question"], row["passage"] or "") for row in rows[at : at + BATCH]]
+            asked = [questions.ask(row["question"], row["passage"] or "") for row in rows[at : at + BATCH]]
             answers += stages.answer(loaded, asked)
         counts: dict[str, list[bool]] = {}
         for row, answer in zip(rows, answers, strict=True):

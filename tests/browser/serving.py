@@ -14,16 +14,16 @@ WAIT = 120_000  # milliseconds: a busy machine takes its time to start a kernel
 # The tiny model answers faster than anybody can press Stop: it is made as slow as one of some hundred million weights.
 SLOW = """
 import time
-from nanochat import answers
+from nanochat.chat import reply
 
-quick = answers.stream
+quick = reply.stream
 
 def slow(*args, **kwargs):
     for token in quick(*args, **kwargs):
         time.sleep(0.1)
         yield token
 
-answers.stream = slow
+reply.stream = slow
 """
 
 

@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from serving import CHROMIUM, NO_CHROMIUM, SLOW, WAIT, answers, free_port
 from tiny import ANSWERS, tiny_checkpoint
 
-from nanochat import cards
 from nanochat.config import UserError
-from nanochat.widgets import static
-from nanochat.widgets.captions import unavailable
+from nanochat.evaluation import card_text
+from nanochat.widgets import fallback
+from nanochat.widgets.labels import unavailable
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright_api.expect
@@ -33,8 +33,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason=N
 SHOW = "from nanochat.widgets import playground\nplayground('tiny')"
 EXPLORE = """
 import numpy as np
-from nanochat import qa, stages
-from nanochat.widgets import attention, batches, monitor, next_token, tokens, versus
+from nanochat.data import questions
+from nanochat.train import stages
+from nanochat.widgets import attention, batches, monitor, next_token, tokens, compare
 
 loaded = stages.load("tiny")
 model, tok = loaded.model, loaded.tokenizer
@@ -42,7 +43,7 @@ rows = np.arange(64).reshape(2, 32)
 tokens.explore([tok], "hello hello", "hello")
 batches.view(tok, lambda step: (rows, rows))
 next_token.explore(model, tok, "hello", chat=True)
-versus.compare({"tiny": loaded}, [qa.ask("hello")])
+compare.compare({"tiny": loaded}, [questions.ask("hello")])
 attention.explore(model, tok, "hello")
 monitor.watch(lambda **options: iter(()))
 """
@@ -279,8 +280,8 @@ def test_every_control_of_the_explorers_has_a_name(page: playwright_api.Page, la
 
 def test_prices_are_not_typeset_as_latex(page: playwright_api.Page, lab: Lab):
     price, latex = "$31 or \\(32\\) … $135", "LaTeX is $31$"
-    outputs = [static.output(f"<p>{price}</p><p>{price}</p>", ""), unavailable(UserError(price))]
-    outputs += [{"text/markdown": cards._table(("a", "b"), [(price, price)])}, {"text/plain": price}]
+    outputs = [fallback.output(f"<p>{price}</p><p>{price}</p>", ""), unavailable(UserError(price))]
+    outputs += [{"text/markdown": card_text._table(("a", "b"), [(price, price)])}, {"text/plain": price}]
     # What is LaTeX comes last: where it has been typeset, so would have been what stands before it.
     outputs += [{"text/html": f"<p>{latex}</p>"}]
     shown = [nbformat.v4.new_output("display_data", data=data) for data in outputs]

@@ -1,0 +1,1 @@
+"""Talking to a model: a reply, a chat, its feedback, the terminal, the page, and the model in the box."""

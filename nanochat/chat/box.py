@@ -1,0 +1,104 @@
+"""The model in the box: a small assistant that comes with the package, so that there is one to talk to at once.
+
+`python -m nanochat.chat.box RUN COMMAND` makes it out of a run that COMMAND has trained; see the README under Contributing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import checkpoint, config, paths
+from ..config import UserError
+from ..evaluation import card as report_cards
+
+LIMIT = 10_000_000  # bytes: everybody who installs the package downloads it
+
+
+def pack(run: str, stage: str = "fine_tuned") -> Path:
+    """Put the model of a run into the box, in place of what is there, and return the file.
+
+    Its weights are rounded to bfloat16, half the size; `checkpoint.load` makes them float32 again. Raises UserError if
+    there is no such model, or if it is too large.
+    """
+    source = checkpoint.load(checkpoint.find(paths.new_run(run), stage))
+    if 2 * source.model.n_params() > LIMIT:
+        raise UserError(f"run {run!r} has {source.model.n_params():,} parameters; at most {LIMIT // 2:,} fit the box")
+    path = paths.box_dir() / f"{paths.BOX}_{stage}.pt"
+    origin = {"run": paths.BOX, "trained_as": run, "packed_from": source.meta["fingerprint"]}
+    checkpoint.save(path, source.model.bfloat16(), source.tokenizer, {**source.meta, **origin})
+    for other in path.parent.iterdir():
+        if other != path and other.is_file():
+            other.unlink()  # another model's
+    return path
+
+
+def describe(card: dict[str, Any], meta: dict[str, Any], command: str) -> str:
+    """The README of the box: what is in it, how good it is, and how to make it again."""
+    model = card["model"]
+    scores = "\n".join(
+        f"| {row['split']} | {row['n']} | {100 * row['em']:.1f} % |"
+        for row in card["scores"]
+        if row["skill"] == "all" and row["em"] is not None
+    )
+    return f"""# The model in the box
+
+`{paths.BOX}_{meta["stage"]}.pt` is {meta["trained_as"]}, an assistant to talk to before you have trained your own:
+`nanochat chat`, `nanochat ask` and the playground use it as long as there is no other, or with `--run {paths.BOX}`.
+
+- {model["parameters"]:,} parameters: {model["n_layer"]} layers of {model["n_embd"]}, context of {model["block_size"]}
+  tokens, vocabulary of {model["vocab_size"]:,}. Text: {meta["corpus"]}; questions: {meta.get("qa", "none")}.
+- Weights rounded to bfloat16. Fingerprint {meta["fingerprint"]}; before rounding {meta["packed_from"]}.
+- `{meta["stage"]}_card.json` is its report card, taken after rounding. Exact match on held-out questions:
+
+| split | questions | right |
+| --- | ---: | ---: |
+{scores}
+
+Made with
+
+```bash
+{command}
+python -m nanochat.chat.box {meta["trained_as"]} "{command}"
+```
+"""
+
+
+def make(run: str, command: str, limit: int | None = None) -> Path:
+    """Pack the assistant of a run, write its report card and the README beside it; returns the model's file.
+
+    At most `limit` questions of each kind are asked for the card.
+    """
+    path = pack(run)
+    card = report_cards.report_card(paths.BOX, limit_per_split=limit, progress=_progress)
+    meta = checkpoint.read_meta(path)
+    with paths.atomic_write(path.with_name(f"{meta['stage']}_card.json"), "w") as file:
+        json.dump(card, file, indent=1)
+    with paths.atomic_write(path.with_name("README.md"), "w") as file:
+        file.write(describe(card, meta, command))
+    return path
+
+
+def _progress(done: int, total: int, text: str) -> None:
+    print(f"\r{done} of {total} {text}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m nanochat.chat.box RUN COMMAND`."""
+    if len(argv) != 2:
+        print('usage: python -m nanochat.chat.box RUN COMMAND, as in nano-long "nanochat course --profile long"')
+        return 2
+    try:
+        path = make(*argv, limit=config.profile("long").eval_questions)
+    except UserError as error:
+        print(f"nanochat: {error}", file=sys.stderr)
+        return 2
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,291 @@
+"""What people think of answers: an append-only file of JSON lines, and what learning from it needs.
+
+Nothing in data/feedback/<run>.jsonl is ever rewritten. Who changes his mind appends a later record about the same
+answer, and `current` finds out what holds now. Each line goes out in one write to a file opened for appending, so that
+several notebooks can share it; a line torn by a crash or a full disk costs that line only.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, get_args
+
+from ..config import UserError, unknown, whole_text
+from ..data.conversation import Conversation, Role, Turn
+from ..paths import flush_folder, safe_name, stage_name
+
+SCHEMA = 1
+# kind: what its value (an int) or its text may be
+VALUES = {"thumb": (1, -1), "rating": (1, 2, 3, 4, 5), "choice": (0, 1)}
+TEXTS = ("comment", "correction")
+KINDS = (*VALUES, *TEXTS, "retract")
+
+
+def new_id() -> str:
+    """A name that nobody else has: 32 hex digits."""
+    return uuid.uuid4().hex
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of feedback. Raises UserError for values that mean nothing.
+
+    `conversation` is what was answered: it ends with the user's turn. `responses` is the answer that was judged, or
+    both answers of a "choice"; `value` is the thumb (+1, -1), the rating (1 to 5) or the index of the chosen response;
+    `text` is the comment or the better answer. "retract" takes back the kind named in `text`, or everything.
+    """
+
+    kind: str
+    about: str  # the id of the answer, or of the comparison
+    run: str
+    stage: str
+    conversation: Conversation
+    responses: tuple[str, ...]
+    value: int | None = None
+    text: str = ""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = ()  # one for each response
+    checkpoint: str = ""  # fingerprint of the weights
+    tokenizer: str = ""  # fingerprint
+    id: str = field(default_factory=new_id)
+    time: str = field(default_factory=now)  # UTC, ISO 8601
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise unknown("kind of feedback", self.kind, KINDS)
+        safe_name(self.run)
+        stage_name(self.stage)
+        datetime.fromisoformat(self.time.removesuffix("Z"))
+        if not self.id or not self.about:
+            raise UserError("feedback needs an id, and the id of the answer it is about")
+        allowed = VALUES.get(self.kind)
+        if allowed and (isinstance(self.value, bool) or self.value not in allowed):
+            one_of = ", ".join(map(str, allowed))
+            raise UserError(f"a {self.kind} is one of {one_of}, not {self.value!r}; nothing was recorded, try again")
+        if self.kind in TEXTS and not self.text.strip():
+            raise UserError(f"the {self.kind} is empty; type one")
+        if self.kind == "retract" and self.text not in ("", *KINDS[:-1]):
+            raise unknown("kind of feedback", self.text, KINDS[:-1])
+        if len(self.responses) != (2 if self.kind == "choice" else 1):
+            raise UserError(f"a {self.kind} is about {2 if self.kind == 'choice' else 1} answer(s)")
+        if not self.conversation.turns or self.conversation.answered:
+            raise UserError("the conversation of a feedback record must end with what the user said")
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """The record as plain values, for one line of the file."""
+    conversation = {
+        "turns": [{"role": turn.role, "text": turn.text} for turn in record.conversation.turns],
+        "context": record.conversation.context,
+    }
+    return {"schema": SCHEMA, **vars(record), "conversation": conversation}
+
+
+def from_json(values: Any) -> Record:
+    """The record of a line. Raises UserError for what is missing, of the wrong type, or of a later schema."""
+    try:
+        values = dict(values)
+        if values.pop("schema") != SCHEMA:
+            raise UserError(f"feedback of another schema than {SCHEMA}; update nanochat")
+        talk = values.pop("conversation")
+        turns = tuple(Turn(turn["role"], _text(turn["text"])) for turn in talk["turns"])
+        roles = get_args(Role)
+        if any(turn.role != roles[i % 2] for i, turn in enumerate(turns)):
+            raise UserError("user and assistant must take turns in a conversation")
+        conversation = Conversation(turns, _text(talk["context"]))
+        responses = tuple(_text(response) for response in values.pop("responses"))
+        seeds = tuple(int(seed) for seed in values.pop("seeds"))
+        for name in ("kind", "about", "run", "stage", "text", "checkpoint", "tokenizer", "id", "time"):
+            values[name] = _text(values[name])
+        return Record(
+            conversation=conversation,
+            responses=responses,
+            seeds=seeds,
+            sampling=dict(values.pop("sampling")),
+            **values,
+        )
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"not a feedback record ({type(error).__name__}: {error})") from error
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"text expected, not {str(value)[:40]!r}")
+    return whole_text(value)
+
+
+def append(path: Path, record: Record) -> None:
+    """Add one line, durably: one write to the end of the file, then fsync. Raises OSError if the disk will not have it.
+
+    A last line without its newline was torn by somebody's crash: ours then starts with one. (Should that writer still
+    be at work, the result is an empty line, which readers pass over.)
+    """
+    line = whole_text(json.dumps(to_json(record), ensure_ascii=False)).encode() + b"\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+    try:
+        end = os.lseek(fd, 0, os.SEEK_END)
+        if end:
+            os.lseek(fd, end - 1, os.SEEK_SET)
+            if os.read(fd, 1) != b"\n":
+                line = b"\n" + line
+        if os.write(fd, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    if not end:  # the file is new
+        flush_folder(path.parent)
+
+
+def read(path: Path, say: Callable[[str], None] = print) -> list[Record]:
+    """Every record of the file, in order; lines that are torn or no records are passed over, and their number is said.
+
+    A file that does not exist has no records.
+    """
+    found: dict[str, Record] = {}  # by id: a write that failed after all was in the file is repeated later
+    skipped = 0
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        for line in file:  # ends at b"\n" only, where str.splitlines would also end at U+2028
+            if not line.strip():
+                continue
+            try:
+                record = from_json(json.loads(line))
+                found.setdefault(record.id, record)
+            except (ValueError, RecursionError):
+                skipped += 1
+    if skipped:
+        say(f"{skipped} unreadable line{'s' * (skipped > 1)} of {path.name} passed over; the rest is used.")
+    return list(found.values())
+
+
+class Store:
+    """The feedback file of one run, and what could not be written to it yet."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.pending: list[Record] = []
+
+    def add(self, record: Record) -> str:
+        """Write the record, after those that still wait. Returns "" or, if the disk refuses, a sentence that says so:
+        the record then waits in memory for the next `add` or `retry`."""
+        self.pending.append(record)
+        return self.retry()
+
+    def retry(self) -> str:
+        """Write what waits; returns "" or why it could not be written."""
+        while self.pending:
+            try:
+                append(self.path, self.pending[0])
+            except OSError as error:
+                return (
+                    f"Feedback not saved yet ({error.strerror or error}): {len(self.pending)} kept in memory, "
+                    "tried again with the next one."
+                )
+            self.pending.pop(0)
+        return ""
+
+    def records(self, say: Callable[[str], None] = print) -> list[Record]:
+        """All records, those that wait in memory included."""
+        return [*read(self.path, say), *self.pending]
+
+
+@dataclass
+class Opinion:
+    """What holds now about one answer (or one comparison). `record` is the latest one about it."""
+
+    record: Record
+    thumb: int | None = None
+    rating: int | None = None
+    choice: int | None = None
+    comment: str = ""
+    correction: str = ""
+
+    @property
+    def good(self) -> bool | None:
+        """Liked (thumb up, rating 4 or 5), disliked (thumb down, 1 or 2), or None where nothing clear was said."""
+        if self.thumb is not None:
+            return self.thumb > 0
+        return None if self.rating in (None, 3) else self.rating > 3
+
+    @property
+    def empty(self) -> bool:
+        return self.thumb is self.rating is self.choice is None and not self.comment and not self.correction
+
+
+def current(records: Iterable[Record]) -> list[Opinion]:
+    """What holds now, one opinion for each answer somebody has one about, in the order of the first record about it.
+
+    A later record replaces an earlier one of its kind; thumb and rating replace each other.
+    """
+    opinions: dict[str, Opinion] = {}
+    for record in records:
+        opinion = opinions.setdefault(record.about, Opinion(record))
+        opinion.record = record
+        taken_back = {"thumb": ("rating",), "rating": ("thumb",)}.get(record.kind, ())
+        if record.kind == "retract":
+            taken_back = (record.text,) if record.text else KINDS[:-1]
+        for kind in taken_back:
+            setattr(opinion, kind, None if kind in VALUES else "")
+        if record.kind != "retract":
+            setattr(opinion, record.kind, record.value if record.kind in VALUES else record.text)
+    return [opinion for opinion in opinions.values() if not opinion.empty]
+
+
+def labels(records: Iterable[Record]) -> Iterator[tuple[Conversation, str, bool]]:
+    """(what was asked, answer, liked) for every answer with a clear verdict: single thumbs, for KTO."""
+    for opinion in current(records):
+        if opinion.good is not None:
+            yield opinion.record.conversation, opinion.record.responses[0], opinion.good
+
+
+def pairs(records: Iterable[Record]) -> Iterator[tuple[Conversation, str, str]]:
+    """(what was asked, better answer, worse answer), each once.
+
+    From choices, from corrections (better than what was corrected), and from a liked and a disliked answer to the same
+    conversation.
+    """
+    opinions = current(records)
+    found: dict[tuple[Conversation, str, str], None] = {}
+    by_prompt: dict[Conversation, dict[bool, list[str]]] = defaultdict(lambda: {True: [], False: []})
+    for opinion in opinions:
+        prompt, responses = opinion.record.conversation, opinion.record.responses
+        if opinion.choice is not None:
+            found[prompt, responses[opinion.choice], responses[1 - opinion.choice]] = None
+        if opinion.correction:
+            found[prompt, opinion.correction.strip(), responses[0]] = None
+        if opinion.good is not None:
+            by_prompt[prompt][opinion.good].append(responses[0])
+    for prompt, answers in by_prompt.items():
+        found |= {(prompt, liked, disliked): None for liked in answers[True] for disliked in answers[False]}
+    return ((prompt, better, worse) for prompt, better, worse in found if better != worse)
+
+
+def export_preferences(records: Iterable[Record]) -> Iterator[dict[str, list[dict[str, str]]]]:
+    """`pairs` in the common preference format: {prompt, chosen, rejected}, each a list of {role, content} messages.
+
+    A passage is the system message.
+    """
+    for prompt, better, worse in pairs(records):
+        passage = [{"role": "system", "content": prompt.context}] if prompt.context else []
+        yield {
+            "prompt": [*passage, *({"role": turn.role, "content": turn.text} for turn in prompt.turns)],
+            "chosen": [{"role": "assistant", "content": better}],
+            "rejected": [{"role": "assistant", "content": worse}],
+        }

@@ -1,0 +1,245 @@
+"""One answer of a chat: what the model is shown, how the answer is sampled, and how sure it was of each token."""
+
+from __future__ import annotations
+
+import codecs
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ..checkpoint import Checkpoint
+from ..config import UserError, positive
+from ..data import questions
+from ..data.conversation import Conversation, Turn
+from ..generate import check_sampling, stream
+from ..tokenizer import Tokenizer
+from .feedback import new_id
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How answers are sampled. Raises UserError for values that mean nothing."""
+
+    temperature: float = 0.0  # 0: always the most likely token
+    top_k: int | None = None
+    top_p: float | None = None
+    max_new_tokens: int = 128  # a story takes some 100
+    seed: int = 0  # the n-th answer of a session is sampled with seed + n
+    # So many earlier questions, with their answers, are shown to the model. Most of them only distract a small one: facts
+    # 95 % right when asked alone, 90 % after three other questions, 80 % after twelve; small talk 66, 48 and 37 %.
+    remember: int = 3
+
+    def __post_init__(self) -> None:
+        check_sampling(self.temperature, self.top_k, self.top_p, None)
+        positive("max_new_tokens", self.max_new_tokens)
+        if isinstance(self.remember, bool) or not isinstance(self.remember, int) or self.remember < 0:
+            raise UserError(f"remember must be a whole number of at least 0, not {self.remember!r}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**62:
+            raise UserError(f"seed must be a whole number of at least 0 and below 2**62, not {self.seed!r}")
+
+    def sampling(self) -> dict[str, float | int | None]:
+        """What `generate` takes."""
+        names = ("temperature", "top_k", "top_p", "max_new_tokens")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, with all it takes to sample it again."""
+
+    conversation: Conversation  # what the model was shown: ends with the question
+    text: str
+    ids: tuple[int, ...]  # its tokens, without the one that ended it
+    ended: str  # "end": by itself, "limit": it ran out of tokens, "stopped": by a person
+    seconds: float
+    settings: Settings
+    seed: int
+    run: str
+    stage: str
+    checkpoint: str  # fingerprint of the weights
+    tokenizer: str  # fingerprint
+    id: str = field(default_factory=new_id)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return len(self.ids) / self.seconds if self.seconds > 0 else 0.0
+
+
+def run_of(loaded: Checkpoint) -> str:
+    """The run a model belongs to."""
+    return loaded.meta.get("run") or loaded.path.parent.name
+
+
+def fit(
+    loaded: Checkpoint, question: str, passage: str, earlier: Sequence[Turn], settings: Settings
+) -> tuple[Conversation, list[str]]:
+    """What the model is shown, made to fit its context with room for an answer; and what had to go, in sentences.
+
+    The oldest questions go first, with their answers, until half the context is free for the new one. A question that
+    is too long by itself loses its beginning, a passage its end, so that a quarter is left. Raises UserError for an
+    empty question.
+    """
+    tok, block_size = loaded.tokenizer, loaded.model.config.block_size
+    questions.ask(question)
+    question, passage, notices = question.strip(), passage.strip(), []
+    room = block_size - min(settings.max_new_tokens, block_size // 4)
+    words = max(1, room - (4 if passage else 3))  # the template's marks take the rest
+    shorter = _crop(question, words // 2 if passage else words, tok, keep_end=True)
+    if shorter is not None:
+        question = shorter
+        notices.append("The question is too long for this model: it read only the end.")
+    shorter = _crop(passage, words - len(tok.encode(question)), tok, keep_end=False)
+    if shorter is not None:
+        passage = shorter
+        notices.append("The passage is too long for this model: it read only the beginning.")
+    turns = (*earlier, Turn("user", question))
+    room = block_size - min(settings.max_new_tokens, block_size // 2)
+    while len(turns) > 1 and len(questions.render_prompt(Conversation(turns, passage), tok)) > room:
+        turns = turns[2:]
+    if dropped := (len(earlier) + 1 - len(turns)) // 2:
+        what = (
+            "an earlier question and its answer" if dropped == 1 else f"{dropped} earlier questions and their answers"
+        )
+        notices.append(f"The context is full: the model no longer sees {what}.")
+    return Conversation(turns, passage), notices
+
+
+def _crop(text: str, n: int, tok: Tokenizer, *, keep_end: bool) -> str | None:
+    """The last (or the first) n tokens of a text that has more; None for one that has not."""
+    # What is surely too long is cut before it is encoded: somebody will paste a whole book.
+    bound = (n + 1) * int(tok.byte_lengths().max())
+    ids = tok.encode(text[-bound:] if keep_end else text[:bound])
+    if len(ids) <= n:
+        return None
+    while n > 0:
+        cropped = tok.decode(ids[-n:] if keep_end else ids[:n]).strip("\ufffd")  # half a character at the cut
+        if len(tok.encode(cropped)) <= n:
+            return cropped
+        ids, n = (ids[-n + 1 :] if keep_end else ids[: n - 1]), n - 1  # cut here, it is encoded in more tokens
+    return ""
+
+
+@dataclass
+class _Draft:
+    """An answer while it is being written."""
+
+    text: str = ""
+    ids: list[int] = field(default_factory=list)
+    ended: str = "limit"
+
+
+def write(
+    loaded: Checkpoint,
+    conversation: Conversation,
+    settings: Settings,
+    seed: int,
+    stop: threading.Event,
+    done: Callable[[Answer], None],
+) -> Iterator[str]:
+    """Sample one answer and yield its text in pieces, whole characters only, until `stop` is set.
+
+    The answer goes to `done` when it ends, or when the iterator is closed; after an error it does not.
+    """
+    draft = _Draft()
+    begin = time.perf_counter()
+
+    def finish() -> None:
+        origin = (run_of(loaded), loaded.meta["stage"], loaded.meta["fingerprint"], loaded.tokenizer.fingerprint)
+        seconds = time.perf_counter() - begin
+        text = draft.text.rstrip()
+        done(Answer(conversation, text, tuple(draft.ids), draft.ended, seconds, settings, seed, *origin))
+
+    try:
+        yield from _pieces(loaded, conversation, settings, seed, stop, draft)
+    except GeneratorExit:
+        draft.ended = "stopped"
+        finish()
+        raise
+    finish()
+
+
+def _pieces(
+    loaded: Checkpoint,
+    conversation: Conversation,
+    settings: Settings,
+    seed: int,
+    stop: threading.Event,
+    draft: _Draft,
+) -> Iterator[str]:
+    tok = loaded.tokenizer
+    prompt = questions.render_prompt(conversation, tok)
+    # Beyond the context generation would slide on and forget the question: the answer ends there instead.
+    room = max(1, loaded.model.config.block_size - len(prompt))
+    sampling = settings.sampling() | {"max_new_tokens": min(settings.max_new_tokens, room)}
+    marks = {tok.eot, tok.context, tok.user, tok.assistant, tok.end}
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for token in stream(loaded.model, prompt, seed=seed, **sampling):
+        if token in marks:
+            draft.ended = "end"
+            break
+        draft.ids.append(token)
+        piece = decoder.decode(tok.token_bytes(token))
+        piece = piece if draft.text else piece.lstrip()
+        if piece:
+            draft.text += piece
+            yield piece
+        if stop.is_set():
+            draft.ended = "stopped"
+            return  # with half a character held back, perhaps
+    if rest := decoder.decode(b"", final=True):
+        draft.text += rest
+        yield rest
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """One generated token: what the model thought of it, and what else it thought of."""
+
+    text: str
+    probability: float
+    top: tuple[tuple[str, float], ...]  # the most likely tokens, best first
+
+    @property
+    def bits(self) -> float:
+        """How surprising the token was: -log2 of its probability."""
+        return -math.log2(max(self.probability, 1e-12))
+
+
+@torch.inference_mode()
+def explain(loaded: Checkpoint, answer: Answer, k: int = 5) -> list[TokenView]:
+    """For each token of an answer, its ending included, the k most likely ones with their probabilities.
+
+    The probabilities are the model's own, at temperature 1 and without top-k or top-p. Raises UserError if the answer
+    was written by another model.
+    """
+    if answer.checkpoint != loaded.meta["fingerprint"]:
+        raise UserError(f"another model wrote that; choose {answer.run} ({answer.stage}) to look inside")
+    tok, model = loaded.tokenizer, loaded.model
+    prompt = questions.render_prompt(answer.conversation, tok)
+    written = [*answer.ids, tok.end] if answer.ended == "end" else list(answer.ids)
+    if not written:
+        return []
+    # The last logits predict the last token, which is not fed itself; what is left of the context is not needed.
+    fed = (prompt + written)[:-1][-model.config.block_size :]
+    logits = model(torch.tensor([fed], device=next(model.parameters()).device))[0, -len(written) :]
+    probs = torch.softmax(logits.double(), dim=-1).cpu()
+    best = probs.topk(min(k, probs.size(1)))
+    return [
+        TokenView(
+            visible(tok, token),
+            probs[i, token].item(),
+            tuple(
+                (visible(tok, int(other)), p.item()) for other, p in zip(best.indices[i], best.values[i], strict=True)
+            ),
+        )
+        for i, token in enumerate(written)
+    ]
+
+
+def visible(tok: Tokenizer, id: int) -> str:
+    r"""The text of a token; bytes that are no whole character stand as \xNN."""
+    return tok.token_bytes(id).decode("utf-8", errors="backslashreplace")

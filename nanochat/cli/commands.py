@@ -1,0 +1,348 @@
+"""What each command of the console script does. The arguments were checked by parser.py, which shows their errors."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .. import config, paths
+from ..config import Profile, UserError
+
+if TYPE_CHECKING:
+    from ..data.corpus import CorpusData
+    from ..trainer import StepReport, TrainSettings
+
+# Nothing heavy is imported before a command needs it: a wrong argument is answered at once.
+
+
+def say(text: str) -> None:
+    """To people, not to programs that read what a command prints."""
+    print(text, file=sys.stderr)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks."""
+    return " ".join(str(error).split())
+
+
+# --- preparing ----------------------------------------------------------------------------------------------------------
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Turn a corpus, questions and answers, or both into files of tokens."""
+    from ..data import corpus as corpus_files
+
+    profile: Profile = args.profile
+    corpus, questions = args.corpus, args.qa
+    if corpus is None and questions is None:
+        corpus, questions = profile.corpus, profile.qa
+    if corpus is None:
+        data = _corpus_for_questions(args)
+    else:
+        if questions is not None:
+            _read_through(questions)  # before the corpus is written
+        data = _prepared(corpus, args.tokenizer or profile.tokenizer, profile)
+        print(
+            f"{data.folder}: {data.meta['train']['tokens']:,} training and {data.meta['val']['tokens']:,} validation "
+            f"tokens; tokenizer {data.tokenizer.name} with {data.tokenizer.vocab_size:,} ids"
+        )
+    if questions is not None:
+        block_size = config.model_config(args.model or profile.model, data.tokenizer.vocab_size).block_size
+        found = corpus_files.prepare_qa(questions, data.tokenizer, block_size, size=profile.size)
+        print(
+            f"{found.folder}: {found.meta['train']['conversations']:,} training and "
+            f"{found.meta['val']['conversations']:,} validation conversations; {found.meta['dropped']:,} dropped "
+            f"because they do not fit {block_size} tokens"
+        )
+
+
+def _corpus_for_questions(args: argparse.Namespace) -> CorpusData:
+    """The corpus whose tokenizer is to encode the questions: the one prepared last, or that of a profile that is named."""
+    from ..data import corpus as corpus_files
+    from ..data import sources
+
+    last = None if args.named_profile else corpus_files.last_prepared()
+    data = last or corpus_files.load_corpus(paths.data_dir(sources.corpus_name(args.profile.corpus)))
+    spec = data.meta["tokenizer_spec"]
+    if args.tokenizer not in (None, spec):
+        raise UserError(f"the corpus {data.name} has tokenizer {spec}, not {args.tokenizer}; name the --corpus as well")
+    return data
+
+
+def _read_through(questions: str) -> None:
+    """Raise UserError if the questions cannot be read."""
+    from ..data import questions as qa
+    from ..data import sources
+
+    path = sources.locate(questions, sources.QA_SETS)
+    for _ in qa.read_qa(path) if path else ():
+        pass
+
+
+def _prepared(corpus: str, tokenizer: str, profile: Profile) -> CorpusData:
+    from ..data import corpus as corpus_files
+
+    return corpus_files.prepare_corpus(corpus, tokenizer, size=profile.size, progress=_show_share)
+
+
+def _show_share(done: int, total: int | None, text: str) -> None:
+    """How far a preparation or an evaluation is, on stderr, only where somebody watches."""
+    if sys.stderr.isatty():
+        share = f"{done / total:4.0%} " if total else f"{done / 1e6:,.0f} MB "
+        print(f"\r\x1b[2K{share}{text}", end="" if total is None or done < total else "\n", file=sys.stderr, flush=True)
+
+
+# --- training -----------------------------------------------------------------------------------------------------------
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """Train a base model."""
+    from ..train import stages
+
+    profile: Profile = args.profile
+    run = args.run or config.choose(profile.name, model=args.model or "").run
+    if args.resume:
+        begun, meta = stages.begun(run, "base_model")
+        settings = _settings_to_resume(args, begun, stages.pretrain_settings)
+        corpus, model = _corpus_of(run, meta, args), args.model or meta["model_name"]
+    else:
+        settings = stages.pretrain_settings(profile, **_typed(args))
+        corpus, model = _corpus_to_read(args), args.model or profile.model
+    reports = stages.pretrain(
+        run, corpus, model=model, settings=settings, device=args.device, resume=args.resume, say=say
+    )
+    _follow(args, run, "base_model", reports)
+
+
+def finetune(args: argparse.Namespace) -> None:
+    """Teach a base model to answer."""
+    from .. import checkpoint
+    from ..data import sources
+    from ..train import stages
+
+    profile: Profile = args.profile
+    run = args.run or checkpoint.find(None, "base_model").parent.name
+    if args.resume:
+        begun, meta = stages.begun(run, "fine_tuned")
+        settings = _settings_to_resume(args, begun, stages.finetune_settings)
+        questions, size = args.qa or meta["qa"], meta["size"]
+        if len({sources.corpus_name(spec, sources.QA_SETS) for spec in (questions, meta["qa"])}) > 1:
+            raise UserError(
+                f"run {run!r} is being finetuned on {meta['qa']}, not {questions}; leave --qa or --resume out"
+            )
+    else:
+        settings = stages.finetune_settings(profile, **_typed(args))
+        questions, size = args.qa or profile.qa, profile.size
+    reports = stages.finetune(
+        run, questions, settings=settings, size=size, device=args.device, resume=args.resume, say=say
+    )
+    _follow(args, run, "fine_tuned", reports)
+
+
+def restore(args: argparse.Namespace) -> None:
+    """Bring back what starting over set aside."""
+    from ..train import runfiles
+
+    runfiles.restore(args.run, args.kept, say)
+
+
+def _typed(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of a training that were typed; None for the others."""
+    return {name: getattr(args, name) for name in ("steps", "tokens", "minutes", "batch_size", "seed")}
+
+
+def _settings_to_resume(args: argparse.Namespace, begun: TrainSettings, of_profile: Any) -> TrainSettings:
+    """The settings a training was begun with, but for what was typed: that is checked against them when it goes on.
+
+    Raises UserError for a budget that a training to be resumed cannot have.
+    """
+    if args.tokens or args.minutes:
+        raise UserError("how long a run takes was decided when it began; to make it longer, resume with more --steps")
+    typed = {name: value for name, value in _typed(args).items() if value is not None}
+    if args.named_profile:
+        named = of_profile(args.named_profile)
+        typed = {"batch_size": named.batch_size, "lr_scale": named.lr_scale, **typed}
+    return dataclasses.replace(begun, **typed)
+
+
+def _corpus_of(run: str, before: dict[str, Any], args: argparse.Namespace) -> CorpusData:
+    """The corpus that a run to be resumed was begun with; raises UserError if another one is asked for."""
+    from ..data import corpus as corpus_files
+    from ..data import sources
+
+    data = corpus_files.load_corpus(paths.data_dir(before["corpus"]))
+    asked = {"corpus": args.corpus and sources.corpus_name(args.corpus), "tokenizer": args.tokenizer}
+    for what, there in (("corpus", data.name), ("tokenizer", data.meta["tokenizer_spec"])):
+        if asked[what] not in (None, there):
+            raise UserError(
+                f"run {run!r} was begun with {what} {there}, not {asked[what]}; leave --{what} or --resume out"
+            )
+    return data
+
+
+def _corpus_to_read(args: argparse.Namespace) -> CorpusData:
+    """The corpus that is named, else that of a profile that is named, else the one prepared last, else the default's.
+
+    With the tokenizer it has, if any, unless one is named, by itself or by its profile.
+    """
+    from ..data import corpus as corpus_files
+    from ..data import sources
+
+    corpus, tokenizer = args.corpus, args.tokenizer
+    if corpus is None and not args.named_profile and (last := corpus_files.last_prepared()) is not None:
+        if tokenizer in (None, last.meta["tokenizer_spec"]):
+            say(f"pretraining on {last.name}, prepared last; --corpus chooses another")
+            return last
+        corpus = last.meta["corpus"]
+    corpus = corpus or args.profile.corpus
+    if tokenizer is None and not args.named_profile:
+        with contextlib.suppress(UserError):
+            tokenizer = corpus_files.load_corpus(paths.data_dir(sources.corpus_name(corpus))).meta["tokenizer_spec"]
+    return _prepared(corpus, tokenizer or args.profile.tokenizer, args.profile)
+
+
+def _follow(args: argparse.Namespace, run: str, stage: str, reports: Iterator[StepReport]) -> None:
+    from ..train import progress
+
+    begun = args.resume
+
+    def noted() -> Iterator[StepReport]:
+        nonlocal begun
+        try:
+            for report in reports:
+                begun = True
+                yield report
+        finally:
+            progress.leave(reports)
+
+    try:
+        seen = progress.follow(noted())
+    except KeyboardInterrupt:
+        if begun:  # a training that was only being tried out has left nothing, but an earlier one may have
+            say(f"what was trained is saved; go on with: {_resuming(args, run)}")
+        raise
+    if seen:
+        took = progress.duration(seen[-1].elapsed_s)
+        say(f"{args.command} of {run!r} took {took}; the model is {paths.checkpoint_path(run, stage)}")
+
+
+def _resuming(args: argparse.Namespace, run: str) -> str:
+    """The command that goes on where this one was interrupted."""
+    words = ["nanochat", *args.words]
+    if args.run is None:
+        words += ["--run", run]
+    if not args.resume:
+        words += ["--resume"]
+    return shlex.join(words)
+
+
+# --- using --------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Print the report card of a model."""
+    from ..evaluation import card as report_cards
+
+    limit = args.limit or args.profile.eval_questions
+    card = report_cards.report_card(args.run, stage=args.stage, limit_per_split=limit, progress=_show_share)
+    if args.json:
+        with paths.atomic_write(args.json, "w") as file:
+            json.dump(card, file, indent=1)
+    print(report_cards.format_card(card))
+
+
+def ask(args: argparse.Namespace) -> None:
+    """Print the answer to one question, and nothing else."""
+    from ..data import questions as qa
+    from ..train import stages
+
+    question = qa.ask(args.question, context=args.context)
+    loaded = stages.load(args.run, args.stage)
+    _announce_cropping(qa.render_prompt(question, loaded.tokenizer), loaded)
+    sampling = {"temperature": args.temperature, "seed": args.seed}
+    print(stages.answer(loaded, [question], max_new_tokens=args.tokens, **sampling)[0])
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Print a text and the model's continuation."""
+    from .. import checkpoint, generate
+    from ..train import stages
+
+    # the model in the box has no base model before it
+    stage = args.stage or (None if checkpoint.in_box(checkpoint.find(args.run)) else "base_model")
+    loaded = stages.load(args.run, stage)
+    tokenizer = loaded.tokenizer
+    prompt = [tokenizer.eot, *tokenizer.encode(args.prompt)]
+    _announce_cropping(prompt, loaded)
+    ids = generate.generate(
+        loaded.model, [prompt], max_new_tokens=args.tokens, temperature=args.temperature,
+        top_k=args.top_k, seed=args.seed, stop={tokenizer.eot},
+    )[0]  # fmt: skip
+    print(args.prompt + tokenizer.decode(ids))
+
+
+def _announce_cropping(prompt: Sequence[int], loaded: Any) -> None:
+    room = loaded.model.config.block_size
+    if len(prompt) > room:
+        say(f"these are {len(prompt)} tokens, more than the model can read: only the last {room} are read")
+
+
+def chat(args: argparse.Namespace) -> None:
+    """Talk in the terminal, or on a page of its own in the browser."""
+    if args.web:
+        from ..chat import web
+
+        web.serve(args.run, args.stage, args.port or 0, say)
+        return
+    if args.port:
+        raise UserError("--port is the port of the web page; add --web")
+    from ..chat import terminal
+
+    terminal.chat(args.run, args.stage)
+
+
+# --- the course ---------------------------------------------------------------------------------------------------------
+
+
+def course(args: argparse.Namespace) -> int:
+    """Run the notebooks; returns the exit status."""
+    from ..course import run as course
+
+    try:
+        course.run(
+            profile=args.profile.name, run=args.run, parameters=dict(args.parameter or []), only=args.only,
+            reference=args.reference,
+        )  # fmt: skip
+    except course.CourseError as error:
+        say(f"nanochat: {one_line(error)}")
+        return 1
+    return 0
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Print results beside targets."""
+    from ..bench import suite, table
+
+    results = suite.run(args.only, say)
+    if args.json:
+        picture = table.save(results, args.json)
+        say(f"written: {args.json} and {picture}")
+    print(table.table(results))
+
+
+def lab(args: argparse.Namespace) -> None:
+    """Become JupyterLab."""
+    notebooks = paths.home() / "notebooks"
+    if not notebooks.is_dir():
+        raise UserError(f"there is no folder {notebooks}; run this in a checkout of nanochat")
+    # Kernels run in that folder, and must find this project all the same.
+    os.environ["NANOCHAT_HOME"] = str(paths.home())
+    command = [sys.executable, "-m", "jupyterlab", "--LabApp.news_url=None", str(notebooks)]
+    os.execv(sys.executable, command)

@@ -1,0 +1,180 @@
+"""out/<run>/report.md and report.json: what a run of the course made, in figures and pictures."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from .. import __version__, checkpoint, paths
+from ..config import Profile, UserError
+from ..evaluation import card as report_cards
+from ..figures import plots
+from ..train import runfiles
+from ..train.progress import duration
+
+
+def card_path(run: str, stage: str) -> Path:
+    """out/<run>/<stage>_card.json: the report card of a stage, as evaluate.report_card makes it."""
+    return paths.run_dir(run) / f"{paths.stage_name(stage)}_card.json"
+
+
+def save_card(run: str, stage: str, card: dict[str, Any]) -> Path:
+    """Keep a report card for the report; returns its path."""
+    path = card_path(run, stage)
+    with paths.atomic_write(path, "w") as file:
+        json.dump(card, file, indent=1)
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """What this run was measured on."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cores": psutil.cpu_count(logical=True),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _training(run: str) -> dict[str, list[dict[str, Any]]]:
+    """The step reports of each stage."""
+    by_stage: dict[str, list[dict[str, Any]]] = {}
+    for record in runfiles.read_metrics(run):
+        by_stage.setdefault(record["stage"], []).append(record)
+    return by_stage
+
+
+def _model(run: str, stage: str, records: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """What is known about the model of a stage and its training; None if there is no such model."""
+    try:
+        meta = checkpoint.read_meta(paths.checkpoint_path(run, stage))
+    except UserError:
+        return None
+    speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
+    return {
+        **meta,
+        "trained_steps": records[-1]["step"] if records else None,
+        "seconds": records[-1]["elapsed_s"] if records else None,
+        "tokens_per_s": statistics.median(speeds) if speeds else None,
+        "peak_mb": max(record["rss_mb"] for record in records) if records else None,
+        "peak_gpu_mb": max(record["gpu_mb"] for record in records) if records else None,
+    }
+
+
+def collect(chosen: Profile, executed: list[dict[str, Any]], failure: str | None = None) -> dict[str, Any]:
+    """Everything report.json holds. `executed` are the notebooks that ran: notebook, seconds and peak_mb of each."""
+    training = _training(chosen.run)
+    models = {stage: _model(chosen.run, stage, training.get(stage, [])) for stage in paths.STAGES}
+    return {
+        "nanochat": __version__,
+        "run": chosen.run,
+        "profile": asdict(chosen),
+        "machine": machine(),
+        "failure": failure,
+        "notebooks": executed,
+        "seconds": sum(entry["seconds"] for entry in executed),
+        "peak_mb": max((entry["peak_mb"] for entry in executed), default=0.0),
+        "models": {stage: model for stage, model in models.items() if model},
+        "cards": {
+            stage: json.loads(card_path(chosen.run, stage).read_text(encoding="utf-8"))
+            for stage in paths.STAGES
+            if card_path(chosen.run, stage).is_file()
+        },
+    }
+
+
+def _pictures(run: str) -> list[tuple[str, str]]:
+    """Draw every stage's curves into out/<run>/figures/: (file name, sentence) of each."""
+    drawn = []
+    for stage, records in _training(run).items():
+        for draw in (plots.losses, plots.learning_rate, plots.speed, plots.memory):
+            figure, sentence = draw(records)
+            name = f"{stage}_{draw.__name__}.png"
+            with paths.atomic_write(paths.run_dir(run) / "figures" / name) as file:
+                file.write(plots.png(figure, dpi=100))
+            drawn.append((name, sentence))
+    return drawn
+
+
+def _opening(content: dict[str, Any]) -> list[str]:
+    where = content["machine"]
+    machine = ", ".join(
+        part for part in (f"{where['cores']} cores", where["system"], f"torch {where['torch']}", where["gpu"]) if part
+    )
+    lines = [f"# nanochat: run {content['run']}", "", f"Profile {content['profile']['name']}; {machine}."]
+    if content["failure"]:
+        lines += ["", f"**Not finished:** {' '.join(content['failure'].split())}"]
+    if content["notebooks"]:
+        lines += [
+            "",
+            f"In all {duration(content['seconds'])}, at most {content['peak_mb']:,.0f} MB.",
+            "",
+            "| notebook | time | peak memory |",
+            "| --- | ---: | ---: |",
+        ]
+    for entry in content["notebooks"]:
+        lines.append(f"| {entry['notebook']} | {duration(entry['seconds'])} | {entry['peak_mb']:,.0f} MB |")
+    return lines
+
+
+def _models(models: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [
+        "",
+        "## Models",
+        "",
+        "| stage | from | steps | best at step | validation loss | bits per byte | time | tokens/s | peak memory |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for stage, model in models.items():
+        gpu = f", GPU {model['peak_gpu_mb']:,.0f} MB" if model["peak_gpu_mb"] else ""
+        cells = [
+            stage,
+            model.get("qa") or model["corpus"],
+            _shown(model["trained_steps"], str),
+            _shown(model["step"], str),
+            _shown(model["val_loss"], "{:.3f}".format),
+            _shown(model.get("val_bpb"), "{:.3f}".format),
+            _shown(model["seconds"], duration),
+            _shown(model["tokens_per_s"], "{:,.0f}".format),
+            _shown(model["peak_mb"], "{:,.0f} MB".format) + gpu,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _shown(value: Any, show: Callable[[Any], str]) -> str:
+    return "–" if value is None else show(value)
+
+
+def write(chosen: Profile, executed: list[dict[str, Any]], failure: str | None = None) -> Path:
+    """Write report.json, report.md and the figures of a run; returns the path of report.md.
+
+    A run need not be complete: what is missing is left out, and `failure` says why.
+    """
+    content = collect(chosen, executed, failure)
+    folder = paths.run_dir(chosen.run)
+    with paths.atomic_write(folder / "report.json", "w") as file:
+        json.dump(content, file, indent=1)
+    lines = _opening(content)
+    if content["models"]:
+        lines += _models(content["models"])
+    for stage, card in content["cards"].items():
+        lines += ["", f"## Report card: {stage}", "", report_cards.format_card(card).rstrip()]
+    pictures = _pictures(chosen.run)
+    if pictures:
+        lines += ["", "## Curves"]
+    for name, sentence in pictures:
+        lines += ["", f"![{sentence}](figures/{name})", "", sentence]
+    path = folder / "report.md"
+    with paths.atomic_write(path, "w") as file:
+        file.write("\n".join(lines) + "\n")
+    return path

@@ -1,0 +1,1 @@
+"""From files to token ids: conversations and their template, readers, sources, the prepared corpus and questions."""

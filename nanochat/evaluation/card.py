@@ -1,0 +1,309 @@
+"""What a model can do, in numbers: bits per byte, answers to held-out questions, and the report card.
+
+Questions that were held out (see `corpus.prepare_qa`) are asked as a user would, greedily, and scored by `scoring`;
+`baselines` says what the numbers are worth.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import checkpoint, paths
+from ..config import UserError
+from ..data import corpus as corpus_files
+from ..data import questions as qa
+from ..data.corpus import CorpusData
+from ..data.questions import IDK, Conversation, QAData
+from ..generate import generate
+from ..model import GPT
+from ..tokenizer import Tokenizer
+from ..train import stages
+from . import baselines, scoring
+from .card_text import compare_cards, format_card
+from .scoring import Scored
+
+__all__ = [
+    "FIVE_QUESTIONS", "bits_per_byte", "compare_cards", "five_questions", "format_card", "report_card", "score",
+]  # fmt: skip
+
+Progress = Callable[[int, int, str], None]  # done, total, of what
+
+BATCH = 64  # questions asked at a time
+WINDOWS = 128  # windows of validation text for bits per byte
+SAMPLES = 6  # right and wrong answers shown
+TEXT_TOKENS = 160  # of each text that is written to see how the model writes
+TEMPERATURE = 0.7
+HEROES = ("a fox", "a dog", "a cat", "a girl", "a boy", "a mouse", "a bear", "a bird", "a rabbit", "a king")
+
+# The questions that the NanoChatGPT2 project asks after finetuning, with what must be in the answer. Who is president
+# changes with time: nobody who learned from a fixed text can know it.
+FIVE_QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("What is the capital of France?", ("Paris",)),
+    ("How many planets are in our solar system?", ("eight", "8")),
+    ("Who wrote '1984'?", ("George Orwell", "Orwell")),
+    ("What is the speed of light?", ("299,792,458", "299 792 458", "299,792", "299 792", "300,000", "300 000")),
+    ("Who is the president of the United States?", (IDK,)),
+)
+_LONGEST_ANSWER = 20  # words: whoever says more than that to one of the five names everything
+
+
+@torch.inference_mode()
+def bits_per_byte(model: GPT, tokens: np.ndarray, tokenizer: Tokenizer, block_size: int, windows: int | None) -> float:
+    """How many bits the model needs for a byte of text, on `windows` windows spread over `tokens` (all of them: None).
+
+    Unlike the loss per token this can be compared between tokenizers. Always the same windows.
+    """
+    x, y = corpus_files.val_windows(tokens, block_size, windows)
+    batches = ((x[at : at + 16], y[at : at + 16]) for at in range(0, len(x), 16))
+    return stages.mean_loss(model, batches, tokenizer)["val_bpb"]
+
+
+def score(
+    loaded: checkpoint.Checkpoint, conversations: Sequence[Conversation], *, progress: Progress | None = None
+) -> list[Scored]:
+    """Ask the last question of each conversation, greedily, and score the answers, in the order of `conversations`.
+
+    Earlier turns stand as they are written; only the last answer is the model's. It may be twice as long as the longest
+    accepted one (and 32 tokens at least) before it counts as not `stopped`.
+    """
+    tokenizer = loaded.tokenizer
+    prompts = [qa.render_prompt(conv, tokenizer) for conv in conversations]
+    rooms = [_room(conv, tokenizer) for conv in conversations]
+    # neighbours need about as many tokens and are about as long: little padding, and nobody waits for a story
+    order = sorted(range(len(prompts)), key=lambda i: (rooms[i], len(prompts[i]), i))
+    predictions: dict[int, list[int]] = {}
+    for room, group in itertools.groupby(order, key=rooms.__getitem__):
+        members = list(group)
+        for at in range(0, len(members), BATCH):
+            batch = members[at : at + BATCH]
+            ids = generate(
+                loaded.model, [prompts[i] for i in batch], max_new_tokens=room, stop={tokenizer.end, tokenizer.eot}
+            )
+            predictions.update(zip(batch, ids, strict=True))
+            if progress:
+                progress(len(predictions), len(prompts), "questions asked")
+    scored = []
+    for i, conv in enumerate(conversations):
+        prediction = tokenizer.decode(predictions[i]).strip()
+        right, overlap = scoring.exact_match(prediction, conv.answers), scoring.f1(prediction, conv.answers)
+        stopped = len(predictions[i]) < rooms[i]
+        scored.append(
+            Scored(
+                conv.skill, conv.split, conv.question, prediction, conv.answers, right, overlap, stopped, conv.context
+            )
+        )
+    return scored
+
+
+def _room(conv: Conversation, tokenizer: Tokenizer) -> int:
+    """How many tokens an answer may have: a power of two, so that questions fall into few groups."""
+    longest = max((len(tokenizer.encode(answer)) for answer in conv.answers), default=0)
+    return max(32, 1 << (2 * longest - 1).bit_length())
+
+
+def five_questions(loaded: checkpoint.Checkpoint) -> list[dict[str, Any]]:
+    """FIVE_QUESTIONS with the model's answers, and whether what was asked for is in them, word for word."""
+    predictions = stages.answer(loaded, [qa.ask(question) for question, _ in FIVE_QUESTIONS])
+    return [
+        {"question": question, "answer": prediction, "right": _says(prediction, wanted)}
+        for (question, wanted), prediction in zip(FIVE_QUESTIONS, predictions, strict=True)
+    ]
+
+
+def _says(prediction: str, wanted: tuple[str, ...]) -> bool:
+    if IDK in wanted:
+        return bool(prediction) and scoring.is_refusal(prediction)
+    said = scoring.normalize(prediction)
+    runs = (f" {scoring.normalize(answer)} " in f" {said} " for answer in wanted)
+    return len(said.split()) <= _LONGEST_ANSWER and any(runs)
+
+
+# --- the report card --------------------------------------------------------------------------------------------------
+
+
+def report_card(
+    run: str | None = None,
+    *,
+    stage: str | None = None,
+    limit_per_split: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Everything measured about a model, as plain values for JSON; `format_card` makes it readable.
+
+    At most `limit_per_split` held-out questions of each skill and split are asked, chosen by `seed`. What cannot be
+    measured, because data is not there or was made anew since training, is None, and `notes` says why. The same model,
+    data and arguments give the same card. Raises UserError if there is no such model.
+    """
+    loaded = stages.load(run, stage, device)
+    notes: list[str] = []
+    corpus = _corpus(loaded, notes)
+    questions = _questions(loaded, notes)
+    chosen = _choose(questions.val_conversations, limit_per_split, seed) if questions else []
+    scored = score(loaded, chosen, progress=progress)
+    pairs = baselines.training_pairs(questions, loaded.tokenizer) if questions else []
+    training = itertools.chain(_training_text(corpus, loaded.tokenizer), (answer for _, answer in pairs))
+    meta = loaded.meta
+    return {
+        "run": meta["run"],
+        "stage": meta["stage"],
+        "notes": notes,
+        "model": {
+            "name": meta["model_name"],
+            "parameters": loaded.model.n_params(),
+            **asdict(loaded.model.config),
+            "tokenizer": loaded.tokenizer.name,
+            "step": meta["step"],
+            "fingerprint": meta["fingerprint"],
+        },
+        "corpus": corpus and {"name": corpus.name, "train": corpus.meta["train"], "val": corpus.meta["val"]},
+        "questions": questions and {"name": questions.meta["name"], "asked": len(scored), "limit": limit_per_split},
+        "bits_per_byte": corpus and _bits(loaded, corpus),
+        "scores": _with_baselines(scored, pairs) if scored else [],
+        "majority_answer": baselines.majority_baseline(pairs) if pairs else None,
+        "five_questions": five_questions(loaded),
+        "writing": _writing(loaded, any("story" in question.lower() for question, _ in pairs), training, seed),
+        "samples": _samples(scored, seed),
+    }
+
+
+def _corpus(loaded: checkpoint.Checkpoint, notes: list[str]) -> CorpusData | None:
+    """The corpus that the model was pretrained on, if it is still there."""
+    name = loaded.meta["corpus"]
+    try:
+        corpus = corpus_files.load_corpus(paths.data_dir(name))
+    except UserError as error:
+        notes.append(f"No bits per byte: {error}.")
+        return None
+    mine, theirs = loaded.tokenizer.fingerprint, corpus.tokenizer.fingerprint
+    if mine != theirs:
+        notes.append(f"No bits per byte: the model reads with tokenizer {mine}, data/{name} is now made with {theirs}.")
+        return None
+    trained_on, there = loaded.meta.get("data_fingerprint"), corpus.meta["source_fingerprint"]
+    if loaded.meta["stage"] == "base_model" and trained_on not in (None, there):
+        notes.append(
+            f"data/{name} ({there}) was made anew since training ({trained_on}): bits per byte may be flattered."
+        )
+    return corpus
+
+
+def _questions(loaded: checkpoint.Checkpoint, notes: list[str]) -> QAData | None:
+    """The set with the held-out questions: what the run was finetuned on, else the one prepared last."""
+    meta = loaded.meta
+    tuned = paths.checkpoint_path(meta["run"], "fine_tuned")
+    if "qa" not in meta and tuned.is_file():
+        meta = checkpoint.read_meta(tuned)
+    prepared = _prepared(loaded.tokenizer)
+    if "qa" not in meta:
+        if not prepared:
+            notes.append("No questions were asked: none are prepared for this model's tokenizer (`nanochat finetune`).")
+            return None
+        return qa.load_qa(next(iter(prepared.values())))
+    trained_on = meta["data_fingerprint"]
+    if trained_on in prepared:
+        return qa.load_qa(prepared[trained_on])
+    block_size = loaded.model.config.block_size
+    try:
+        data = corpus_files.prepare_qa(meta["qa"], loaded.tokenizer, block_size, size=meta.get("size", "default"))
+    except UserError as error:
+        notes.append(f"No questions were asked: {error}.")
+        return None
+    if data.meta["source_fingerprint"] != trained_on:
+        notes.append(
+            f"The questions of {meta['qa']} ({data.meta['source_fingerprint']}) are others than when the model was "
+            f"trained ({trained_on}): it may have been trained on some that count as held out."
+        )
+    return data
+
+
+def _prepared(tokenizer: Tokenizer) -> dict[str, Path]:
+    """Fingerprint of the source → folder of each prepared set of questions, the newest first."""
+    files = [file.with_name("meta.json") for file in (paths.home() / "data").glob("*/qa_val.jsonl")]
+    newest = sorted((-file.stat().st_mtime_ns, file) for file in files if file.is_file())
+    metas = [(json.loads(file.read_text(encoding="utf-8")), file.parent) for _, file in newest]
+    mine = ((meta, folder) for meta, folder in metas if meta["tokenizer_fingerprint"] == tokenizer.fingerprint)
+    return {meta["source_fingerprint"]: folder for meta, folder in mine}
+
+
+def _choose(conversations: Sequence[Conversation], limit: int | None, seed: int) -> list[Conversation]:
+    """At most `limit` of each split and skill, in their order."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, conv in enumerate(conversations):
+        groups.setdefault((conv.split, conv.skill), []).append(i)
+    rng = random.Random(seed)
+    chosen = [rng.sample(groups[key], min(limit or len(conversations), len(groups[key]))) for key in sorted(groups)]
+    return [conversations[i] for i in sorted(itertools.chain.from_iterable(chosen))]
+
+
+def _bits(loaded: checkpoint.Checkpoint, corpus: CorpusData) -> dict[str, float]:
+    """Bits per byte of the model and of the baselines, on the same tokens."""
+    block_size, tokenizer = loaded.model.config.block_size, loaded.tokenizer
+    windows = corpus_files.val_windows(corpus.val, block_size, WINDOWS)
+    counted = baselines.ngram_bits_per_byte(corpus.train, *windows, tokenizer.byte_lengths())
+    return {"model": bits_per_byte(loaded.model, corpus.val, tokenizer, block_size, WINDOWS), **counted}
+
+
+def _writing(loaded: checkpoint.Checkpoint, stories: bool, training: Iterable[str], seed: int) -> dict[str, Any]:
+    """Measures of some sampled texts: stories if these were taught, else what comes after <|endoftext|>."""
+    tokenizer = loaded.tokenizer
+    prompts = [[tokenizer.eot]] * len(HEROES)
+    if stories:
+        prompts = [qa.render_prompt(qa.ask(f"Tell me a story about {hero}."), tokenizer) for hero in HEROES]
+    stop = {tokenizer.end, tokenizer.eot}
+    written = generate(loaded.model, prompts, max_new_tokens=TEXT_TOKENS, temperature=TEMPERATURE, seed=seed, stop=stop)
+    texts = [tokenizer.decode(ids).strip() for ids in written]
+    ended = sum(len(ids) < TEXT_TOKENS for ids in written)
+    measures = scoring.text_measures(texts, training)
+    return {
+        "asked": "stories about an animal or a child" if stories else "free text",
+        "stop_rate": ended / len(texts),
+        **measures,
+        "sample": texts[0],
+    }
+
+
+def _training_text(corpus: CorpusData | None, tokenizer: Tokenizer) -> Iterator[str]:
+    """The texts between special tokens, of at most MAX_TOKENS tokens of training text."""
+    if corpus is None:
+        return
+    tokens = np.asarray(corpus.train[: baselines.MAX_TOKENS])
+    marks = np.flatnonzero(tokenizer.byte_lengths()[tokens] == 0)
+    for begin, end in itertools.pairwise([-1, *marks.tolist(), len(tokens)]):
+        if end - begin > 1:
+            yield tokenizer.decode(tokens[begin + 1 : end].tolist())
+
+
+def _with_baselines(scored: list[Scored], pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The rows of `scoring.summary`, with what the two baselines reach in the columns majority_em and nearest_em."""
+    majority = [baselines.majority_baseline(pairs)] * len(scored)
+    nearest = baselines.nearest_baseline(pairs, [item.question for item in scored])
+    rows = scoring.summary(scored)
+    for column, predictions in (("majority_em", majority), ("nearest_em", nearest)):
+        others = [
+            replace(item, prediction=prediction, em=scoring.exact_match(prediction, item.answers))
+            for item, prediction in zip(scored, predictions, strict=True)
+        ]
+        for row, other in zip(rows, scoring.summary(others), strict=True):
+            row[column] = other["em"]
+    return rows
+
+
+def _samples(scored: list[Scored], seed: int) -> dict[str, list[dict[str, Any]]]:
+    rng = random.Random(seed)
+    checkable = [item for item in scored if item.skill not in scoring.OPEN_SKILLS]
+    samples = {}
+    for name, wanted in (("right", True), ("wrong", False)):
+        found = [item for item in checkable if item.em == wanted]
+        picked = rng.sample(found, min(SAMPLES, len(found)))
+        samples[name] = [asdict(item) | {"answers": list(item.answers)} for item in picked]
+    return samples

@@ -1,0 +1,97 @@
+"""How big, how long: a few steps are tried before a training starts, and its steps are cut to the budget there is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+
+from ..config import UserError
+from ..model import GPT
+from ..trainer import Task, TrainSettings, train
+from .progress import duration
+
+UNLIMITED = 2**31 - 1  # as many steps as the tokens or the minutes allow
+TRIED = 5  # steps at least: the first one compiles and warms up, the median is one of the others
+# Quick steps are tried for some seconds: on two cores the first six took 0.3 s and those after them 0.22, so that five
+# planned 289 steps where the minutes were enough for 400
+TRIED_AT_MOST, TRY_S = 25, 5.0
+# Validating and saving, ten times in a run, come to some 5 % of the steps' time (stages.py sees to it)
+BESIDES = 1.06
+_WORTH_TRYING = 100  # steps: what is shorter has begun to show its own estimate before anybody could read another
+
+
+def wording(settings: TrainSettings) -> str:
+    """How long to train, for people: "700 steps of 16 rows, at most 3 minutes"."""
+    bounds = [
+        f"{settings.steps:,} steps of {settings.batch_size} rows" if settings.steps < UNLIMITED else "",
+        f"{settings.tokens:,} tokens" if settings.tokens else "",
+        f"{settings.minutes:g} minutes" if settings.minutes else "",
+    ]
+    return ", at most ".join(bound for bound in bounds if bound)
+
+
+def tokens_to_steps(tokens: int, task: Task) -> int:
+    """How many steps read so many tokens; the last one may read more."""
+    return max(1, -(-tokens // task.tokens_per_step))
+
+
+def try_out(
+    model: GPT, task: Task, settings: TrainSettings, say: Callable[[str], None], stop: Callable[[], bool]
+) -> tuple[float, float]:
+    """Seconds that one step takes, and seconds that finding out took, compiling included.
+
+    These are real steps, the first of the training, after which the model is put back to what it was. They end early if
+    `stop()` says so.
+    """
+    begin = time.perf_counter()
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    trial = replace(
+        task, validate=lambda model: {"val_loss": 0.0}, save_best=lambda model, report: None, sample=None,
+        log=lambda report: None, state_path=None,
+    )  # fmt: skip
+    warm_s = 0.0
+    with closing(train(model, trial, replace(settings, steps=UNLIMITED), say=say)) as reports:
+        for last in reports:
+            if last.step == 1:
+                warm_s = last.elapsed_s
+            enough = last.step == TRIED_AT_MOST or last.elapsed_s - warm_s > TRY_S
+            if last.step and ((last.step >= TRIED and enough) or stop()):
+                break
+    model.load_state_dict(weights)
+    return task.tokens_per_step / last.tokens_per_s, time.perf_counter() - begin
+
+
+def plan(
+    model: GPT,
+    task: Task,
+    settings: TrainSettings,
+    say: Callable[[str], None] = print,
+    stop: Callable[[], bool] = lambda: False,
+) -> TrainSettings:
+    """The settings with as many steps as tokens and minutes allow, and an estimate told to `say`.
+
+    The number of steps is chosen once, before the first of them: from there on the run depends on no clock, and can be
+    resumed or repeated (with `steps`) exactly. Raises UserError where nothing says when to stop.
+    """
+    steps = settings.steps
+    if settings.tokens:
+        steps = min(steps, tokens_to_steps(settings.tokens, task))
+    if steps == UNLIMITED and not settings.minutes:
+        raise UserError("nothing says how long to train; give steps, tokens or minutes")
+    if not settings.minutes and steps < _WORTH_TRYING:
+        return replace(settings, steps=steps, tokens=0)
+    seconds, spent = try_out(model, task, settings, say, stop)
+    # where the compiler failed, that was said, and it is not tried again
+    settings = replace(settings, compile=settings.compile and all(block._compiled_call_impl for block in model.h))
+    if settings.minutes:
+        fitting = max(1, int((60 * settings.minutes - spent) / (seconds * BESIDES)))
+        if fitting < steps < UNLIMITED:
+            say(f"{settings.minutes:g} minutes are enough for {fitting:,} of {steps:,} steps on this machine.")
+        steps = min(steps, fitting)
+    say(
+        f"{model.n_params():,} parameters, {steps:,} steps of {task.tokens_per_step:,} tokens at {seconds:.2f} s: "
+        f"about {duration(steps * seconds * BESIDES)}."
+    )
+    return replace(settings, steps=steps, tokens=0, minutes=0.0)

@@ -1,0 +1,109 @@
+"""Showing a training while it runs: one updating line for a terminal, one updating panel for a notebook.
+
+Where nobody watches (a log file), only the validations are written, a line each.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Generator, Iterable
+from typing import TextIO
+
+from ..trainer import StepReport
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 45 s, 3 min 20 s, 2 h 05 min."""
+    if not math.isfinite(seconds):
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def line(report: StepReport) -> str:
+    """One step report as one line of text."""
+    parts = [f"{report.stage} {report.step}/{report.total}"]
+    if report.step:
+        parts.append(f"loss {report.loss:.3f}")
+    if report.val_loss is not None:
+        bpb = f" ({report.val_bpb:.3f} bits per byte)" if report.val_bpb is not None else ""
+        parts.append(f"validation {report.val_loss:.3f}{bpb}{' *' if report.best else ''}")
+    if report.step:
+        parts.append(f"{report.tokens_per_s:,.0f} tokens/s")
+        parts.append(f"{report.rss_mb:,.0f} MB" + (f" + {report.gpu_mb:,.0f} MB GPU" if report.gpu_mb else ""))
+        if report.step < report.total:
+            parts.append(f"{duration(report.eta_s)} left")
+    return "  ".join(parts)
+
+
+def leave(reports: Iterable[StepReport]) -> None:
+    """End a training that was left before its end, so that it saves its state: a traceback would keep it alive."""
+    if isinstance(reports, Generator):
+        reports.close()
+
+
+def follow(reports: Iterable[StepReport], stream: TextIO | None = None) -> list[StepReport]:
+    """Run a training to its end and show it on `stream` (stderr): returns all its reports."""
+    stream = stream or sys.stderr
+    watched = stream.isatty()
+    seen: list[StepReport] = []
+    shown, unfinished = 0.0, False
+    try:
+        for report in reports:
+            seen.append(report)
+            now = time.monotonic()
+            if report.val_loss is not None:
+                print(("\r\x1b[2K" if watched else "") + line(report), file=stream, flush=True)
+                unfinished = False
+                if report.sample:
+                    print(f"    says: {report.sample[:160]!r}", file=stream, flush=True)
+            elif watched and now - shown > 0.2:
+                # one row at most: of a line that is longer only the last row could be overwritten
+                text = line(report)[: shutil.get_terminal_size().columns - 1]
+                print(f"\r\x1b[2K{text}", end="", file=stream, flush=True)
+                shown, unfinished = now, True
+    finally:
+        leave(reports)
+        if unfinished:
+            print(file=stream, flush=True)
+    return seen
+
+
+def follow_in_notebook(reports: Iterable[StepReport]) -> list[StepReport]:
+    """Run a training to its end and show it in the cell's output, in place: a bar, and a line for each validation."""
+    from IPython.display import display
+
+    seen: list[StepReport] = []
+    validations: list[str] = []
+    handle = display({"text/plain": "starting…"}, raw=True, display_id=True)
+    shown = 0.0
+
+    def show(bar: str) -> None:
+        handle.update({"text/plain": "\n".join([*validations, *([bar] if bar else [])])}, raw=True)
+
+    try:
+        for report in reports:
+            seen.append(report)
+            if report.val_loss is not None:
+                validations.append(line(report) + (f"\n    says: {report.sample[:100]!r}" if report.sample else ""))
+            now = time.monotonic()
+            if now - shown > 0.5 or report.val_loss is not None:
+                filled = round(30 * report.step / report.total)
+                bar = "█" * filled + "░" * (30 - filled) + "  " + line(report)
+                show("" if report.step == report.total else bar)
+                shown = now
+    finally:
+        leave(reports)
+        # what stays: how far it came, without a bar that looks as if it went on
+        if not seen:
+            show("nothing was trained")
+        else:
+            show("" if seen[-1].val_loss is not None else line(seen[-1]))
+    return seen

@@ -1,0 +1,173 @@
+"""The files that one run keeps in out/<run>/: who may write them, the metrics, and what starting over sets aside."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from .. import checkpoint, paths
+from ..config import UserError
+from ..trainer import StepReport, previous_state, unfinished_state
+
+Say = Callable[[str], None]
+
+
+@contextmanager
+def locked(run: str, doing: str) -> Iterator[None]:
+    """Let nobody else change the files of `run` while the block runs; the operating system unlocks when a process dies.
+
+    Raises UserError, naming the other process, if somebody else is at work on the run. `doing` is what it will be told.
+    """
+    folder = paths.run_dir(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    holder = folder / ".lock.json"
+    # not thread-local: a training that is dropped half-way may be closed, and so unlock, in any thread
+    lock = FileLock(folder / ".lock", timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(_in_use(run, holder)) from None
+    try:
+        now = {"pid": os.getpid(), "doing": doing, "since": time.strftime("%H:%M")}
+        holder.write_text(json.dumps(now), encoding="utf-8")
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _in_use(run: str, holder: Path) -> str:
+    other: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        other = json.loads(holder.read_text(encoding="utf-8"))
+    who = f"process {other.get('pid', 'unknown')} ({other.get('doing', 'at work')} since {other.get('since', 'just now')})"
+    if other.get("pid") == os.getpid():
+        return (
+            f"run {run!r} is in use by this very process; close() the training that was left unfinished, then try again"
+        )
+    return f"run {run!r} is in use by {who}; wait until it ends or stop it, or take another run name"
+
+
+def sweep(run: str, stage: str) -> None:
+    """Remove the half-written files of a process that was killed. Only for whoever holds the lock."""
+    for target in (*stage_files(run, stage), paths.metrics_path(run)):
+        for torn in target.parent.glob(f".{target.name}.*.tmp"):
+            torn.unlink()
+    unfinished_state(paths.last_path(run, stage)).unlink(missing_ok=True)
+
+
+def stage_files(run: str, stage: str) -> list[Path]:
+    """Where a stage keeps its best weights and the two generations of its training state."""
+    state = paths.last_path(run, stage)
+    return [paths.checkpoint_path(run, stage), state, previous_state(state)]
+
+
+# --- metrics.jsonl
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of metrics.jsonl; a torn one, which a killed process may leave, is left out."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            yield json.loads(line)
+
+
+def _write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    with paths.atomic_write(path, "w") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def read_metrics(run: str) -> list[dict[str, Any]]:
+    """Every step report of a run, as dictionaries, in the order of training; torn lines are left out."""
+    return list(_records(paths.metrics_path(run)))
+
+
+def metrics_logger(run: str, stage: str, keep_until: int) -> Callable[[StepReport], None]:
+    """Drop the records of a stage after step `keep_until`, which will be made again, and return what appends new ones."""
+    path = paths.metrics_path(run)
+    _write_records(path, [r for r in _records(path) if r["stage"] != stage or r["step"] <= keep_until])
+
+    def append(report: StepReport) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(report.record()) + "\n")
+
+    return append
+
+
+# --- starting over, and back
+
+
+def set_aside(run: str, stage: str, say: Say) -> None:
+    """Before a stage is trained anew: move all that it left, and all that was trained from it, to out/<run>/earlier-N/.
+
+    Best weights, training state and metrics go together, and nothing set aside before is overwritten. `say` is told where
+    they are and how to bring them back. What was never trained, or is only a stand-in, is removed instead.
+    """
+    later = paths.STAGES[paths.STAGES.index(stage) :]
+    files = [file for each in later for file in stage_files(run, each) if file.is_file()]
+    records = read_metrics(run)
+    if any(_trained(file) for file in files):
+        aside = _new_folder(run)
+        _write_records(aside / "metrics.jsonl", [r for r in records if r["stage"] in later])
+        for file in files:
+            os.replace(file, aside / file.name)
+        held = ", ".join(each for each in later if (aside / paths.checkpoint_path(run, each).name).is_file())
+        say(
+            f"The earlier {held or stage} of run {run!r} is kept in {aside.name}; "
+            f"`nanochat restore --run {run} {aside.name}` brings it back."
+        )
+    else:
+        for file in files:
+            file.unlink()
+    if any(r["stage"] in later for r in records):
+        _write_records(paths.metrics_path(run), [r for r in records if r["stage"] not in later])
+
+
+def _new_folder(run: str) -> Path:
+    for number in count(1):
+        folder = paths.run_dir(run) / f"earlier-{number}"
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder
+
+
+def _trained(file: Path) -> bool:
+    """Whether a model or state file holds more than a stand-in or what training began with; one that cannot be read may."""
+    try:
+        content = checkpoint.load_file(file, check=False)
+    except UserError:
+        return True
+    meta = content["meta"]
+    return not checkpoint.is_standin(meta) and content.get("step", meta.get("step", 1)) > 0
+
+
+def restore(run: str, name: str, say: Say) -> None:
+    """Bring back what starting over set aside in out/<run>/<name>/; what is there now is set aside in its turn.
+
+    Raises UserError if there is no such folder.
+    """
+    folder = paths.run_dir(run)
+    kept = folder / paths.safe_name(name, "folder")
+    there = sorted(path.name for path in folder.glob("earlier-*"))
+    if name not in there:
+        raise UserError(f"run {run!r} has nothing set aside as {name!r}; there is: {', '.join(there) or 'nothing'}")
+    with locked(run, "restoring"):
+        back = [s for s in paths.STAGES if any((kept / f.name).is_file() for f in stage_files(run, s))]
+        set_aside(run, back[0] if back else paths.STAGES[0], say)
+        for stage in back:
+            for file in stage_files(run, stage):
+                if (kept / file.name).is_file():
+                    os.replace(kept / file.name, file)
+        _write_records(paths.metrics_path(run), [*read_metrics(run), *_records(kept / "metrics.jsonl")])
+        shutil.rmtree(kept)
+    say(f"run {run!r} has its earlier {', '.join(back)} again")

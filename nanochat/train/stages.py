@@ -1,0 +1,315 @@
+"""The stages of the course as functions: each takes what the stage before left in out/<run>/ and leaves its own.
+
+A stage returns an iterator of step reports (see trainer.py); nothing is trained until somebody iterates.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import checkpoint, devices, paths
+from ..config import Profile, UserError, model_config
+from ..data import corpus as corpus_files
+from ..data import questions as qa
+from ..data.corpus import CorpusData
+from ..generate import generate
+from ..model import GPT
+from ..tokenizer import Tokenizer
+from ..trainer import StepReport, Task, TrainSettings, check_state, has_state, load_state, state_settings, train
+from . import budget, runfiles
+
+# Validation may take 5 % of the time; a batch forward only costs from a third to two thirds of a training step
+_EVAL_SHARE = 0.05 * 1.5
+
+
+def val_batches(settings: TrainSettings) -> int:
+    """How many batches each validation of a training looks at."""
+    return max(1, round(_EVAL_SHARE * settings.interval))
+
+
+# Of Muon's matrices. Validation loss of finetuning without: 0.112, with: 0.103, with 0.5: 0.173 (4 x 192, 693 steps)
+_WEIGHT_DECAY = 0.1
+
+# torch.compile costs 10-40 s on two cores and then saves some 0.1 s a step
+_COMPILE_FROM, _COMPILE_FROM_MINUTES = 200, 1.5
+
+
+def pretrain_settings(profile: Profile, **given: Any) -> TrainSettings:
+    """How a profile pretrains; what is given wins: `batch_size`, `seed`, and how long as `steps`, `tokens` or `minutes`.
+
+    None stands for what the profile says. Where several say how long, what is reached first ends the training. Raises
+    UserError for values that cannot work.
+    """
+    return _settings(profile, profile.pretrain_steps, profile.pretrain_minutes, **given)
+
+
+def finetune_settings(profile: Profile, **given: Any) -> TrainSettings:
+    """How a profile finetunes: a learning rate that falls from the start. What is given wins, as above."""
+    settings = _settings(profile, profile.finetune_steps, profile.finetune_minutes, **given)
+    return replace(settings, lr_scale=profile.finetune_lr_scale, decay_from=0.0)
+
+
+def _settings(
+    profile: Profile,
+    profile_steps: int,
+    profile_minutes: float,
+    *,
+    steps: int | None = None,
+    tokens: int | None = None,
+    minutes: float | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+) -> TrainSettings:
+    if steps is tokens is minutes is None:
+        steps, minutes = profile_steps, profile_minutes
+    settings = TrainSettings(
+        steps=budget.UNLIMITED if steps is None else steps,
+        batch_size=profile.batch_size if batch_size is None else batch_size,
+        tokens=tokens or 0,
+        minutes=minutes or 0.0,
+        seed=1337 if seed is None else seed,
+        weight_decay=_WEIGHT_DECAY,
+    )
+    worth_it = settings.steps >= _COMPILE_FROM and (settings.minutes or math.inf) >= _COMPILE_FROM_MINUTES
+    return replace(settings, compile=worth_it)
+
+
+def _tensors(arrays: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+
+
+def mean_loss(model: GPT, batches: Iterator[tuple[np.ndarray, ...]], tokenizer: Tokenizer) -> dict[str, float]:
+    """`val_loss` (nats per target token) and `val_bpb` (bits per byte of the targets' text) over batches (x, y[, docs])."""
+    device = next(model.parameters()).device
+    lengths = tokenizer.byte_lengths()
+    nats, count, n_bytes = 0.0, 0, 0
+    for arrays in batches:
+        y = arrays[1]
+        targets = y[y >= 0]
+        x, y_tensor, *docs = (tensor.to(device) for tensor in _tensors(arrays))
+        nats += model(x, y_tensor, *docs).item() * targets.size
+        count += targets.size
+        n_bytes += int(lengths[targets].sum())
+    return {"val_loss": nats / max(count, 1), "val_bpb": nats / math.log(2) / max(n_bytes, 1)}
+
+
+_DOING = {"base_model": "pretraining", "fine_tuned": "finetuning", "aligned": "alignment"}
+
+
+def begun(run: str, stage: str) -> tuple[TrainSettings, dict[str, Any]]:
+    """The settings and the meta with which the stage to resume was begun. Raises UserError if it was not."""
+    if not has_state(paths.last_path(run, stage)):
+        raise UserError(f"run {run!r} has no {_DOING[stage]} to resume; leave --resume out to start one")
+    state = load_state(paths.last_path(run, stage), lambda sentence: None)
+    return state_settings(state), state["meta"]
+
+
+def _run_stage(
+    run: str,
+    stage: str,
+    model: GPT,
+    task_of: Callable[[TrainSettings], Task],
+    settings: TrainSettings,
+    resume: bool,
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> Iterator[StepReport]:
+    """Find out how many steps it will be, train, and keep metrics.jsonl in step with what was saved."""
+    if resume:
+        begun(run, stage)  # before the folder is locked, which would make it
+    with runfiles.locked(run, _DOING[stage]):
+        runfiles.sweep(run, stage)
+        task = task_of(settings)
+        if resume:
+            assert task.state_path is not None
+            state = load_state(task.state_path, say)
+            before = state_settings(state)
+            if settings.tokens or settings.minutes:  # what they allow was decided when the run began
+                settings = replace(settings, steps=before.steps, tokens=0, minutes=0.0)
+            settings = replace(settings, val_batches=before.val_batches)
+            check_state(task, settings, state)
+            done = state["step"]
+            if done >= settings.steps:
+                say(f"{stage} of {run!r} is already trained for {done} steps; ask for more steps to go on.")
+                return
+        else:
+            state, done = None, -1
+            settings = budget.plan(model, task, settings, say, stop)
+            if stop():
+                return
+            settings = replace(settings, val_batches=val_batches(settings))
+            runfiles.set_aside(run, stage, say)
+        task = replace(task_of(settings), log=runfiles.metrics_logger(run, stage, done))
+        yield from train(model, task, settings, state=state, stop=stop, say=say)
+
+
+def _saver(tokenizer: Tokenizer, meta: dict[str, Any]) -> Callable[[GPT, StepReport], None]:
+    """What writes the best weights of the stage that `meta` tells of."""
+
+    def save(best: GPT, report: StepReport) -> None:
+        done = {"steps": report.total, "step": report.step, "val_loss": report.val_loss, "val_bpb": report.val_bpb}
+        checkpoint.save(paths.checkpoint_path(meta["run"], meta["stage"]), best, tokenizer, {**meta, **done})
+
+    return save
+
+
+def _sampler(tokenizer: Tokenizer, prompt: list[int], tokens: int) -> Callable[[GPT], str]:
+    def sample(model: GPT) -> str:
+        stop = {tokenizer.eot, tokenizer.end}
+        ids = generate(model, [prompt], max_new_tokens=tokens, temperature=0.0, stop=stop)[0]
+        return tokenizer.decode(ids)
+
+    return sample
+
+
+def pretrain(
+    run: str,
+    corpus: CorpusData,
+    *,
+    model: str = "nano",
+    settings: TrainSettings,
+    device: str = "auto",
+    resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = print,
+    val_windows: int | None = None,
+    standin: bool = False,
+    **shape: Any,
+) -> Iterator[StepReport]:
+    """Train a fresh GPT of the preset `model` to continue the corpus; leaves out/<run>/<run>_base_model.pt.
+
+    `shape` overrides the preset (n_layer=2, …). Validation reads at most `val_windows` rows of the validation split, by
+    default as many as take 5 % of the time. `standin` marks a model that is only to stand where a trained one is
+    missing. Raises UserError before anything is written if something does not fit.
+    """
+    paths.new_run(run)
+    tokenizer, where = corpus.tokenizer, devices.pick_device(device)
+    config = model_config(model, tokenizer.vocab_size, **shape)
+    corpus_files.batch(corpus.train, seed=0, step=0, batch_size=1, block_size=config.block_size)  # long enough?
+    torch.manual_seed(settings.seed)
+    gpt = GPT(config).to(where)
+    corpus_files.val_windows(corpus.val, config.block_size, 1)
+    meta = {
+        "run": run, "stage": "base_model", "model_name": model, "corpus": corpus.name, "seed": settings.seed,
+        "data_fingerprint": corpus.meta["source_fingerprint"], "parent": None,
+        "standin": standin,
+    }  # fmt: skip
+
+    def task_of(settings: TrainSettings) -> Task:
+        limit = val_windows or (settings.val_batches or val_batches(settings)) * settings.batch_size
+        x_val, y_val = corpus_files.val_windows(corpus.val, config.block_size, limit)
+
+        def batches() -> Iterator[tuple[np.ndarray, ...]]:
+            for at in range(0, len(x_val), settings.batch_size):
+                yield x_val[at : at + settings.batch_size], y_val[at : at + settings.batch_size]
+
+        return Task(
+            stage="base_model",
+            batch=lambda step: _tensors(
+                corpus_files.batch(
+                    corpus.train, seed=settings.seed, step=step,
+                    batch_size=settings.batch_size, block_size=config.block_size,
+                )
+            ),
+            loss=lambda m, x, y: m(x, y),
+            validate=lambda m: mean_loss(m, batches(), tokenizer),
+            save_best=_saver(tokenizer, meta),
+            state_path=paths.last_path(run, "base_model"),
+            meta=meta,
+            identity={"model": repr(config), "data": corpus.meta["fingerprint"], "tokenizer": tokenizer.fingerprint},
+            tokens_per_step=settings.batch_size * config.block_size,
+            sample=_sampler(tokenizer, [tokenizer.eot], 48),
+        )  # fmt: skip
+
+    return _run_stage(run, meta["stage"], gpt, task_of, settings, resume, stop, say)
+
+
+def finetune(
+    run: str,
+    qa_name: str,
+    *,
+    settings: TrainSettings,
+    size: str = "default",
+    device: str = "auto",
+    resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    say: Callable[[str], None] = print,
+) -> Iterator[StepReport]:
+    """Train the base model of `run` to answer; leaves out/<run>/<run>_fine_tuned.pt.
+
+    Only answers and their end tokens carry loss. Raises UserError if the run has no base model.
+    """
+    base_path = paths.checkpoint_path(run, "base_model")
+    if not base_path.is_file():
+        raise UserError(f"run {run!r} has no base model to finetune; `nanochat pretrain --run {run}` makes one")
+    base = checkpoint.load(base_path, devices.pick_device(device))
+    gpt, tokenizer, block_size = base.model, base.tokenizer, base.model.config.block_size
+    data = corpus_files.prepare_qa(qa_name, tokenizer, block_size, size=size)
+    meta = {
+        "run": run, "stage": "fine_tuned", "model_name": base.meta["model_name"], "corpus": base.meta["corpus"],
+        "qa": qa_name, "seed": settings.seed, "data_fingerprint": data.meta["source_fingerprint"],
+        "parent": base.meta["fingerprint"], "size": size, "standin": base.meta.get("standin", False),
+    }  # fmt: skip
+
+    def task_of(settings: TrainSettings) -> Task:
+        limit = settings.val_batches or val_batches(settings)
+        return Task(
+            stage="fine_tuned",
+            batch=lambda step: _tensors(
+                qa.qa_batch(data, seed=settings.seed, step=step, batch_size=settings.batch_size, block_size=block_size)
+            ),
+            loss=lambda m, x, y, docs: m(x, y, docs),
+            validate=lambda m: mean_loss(
+                m, qa.qa_val_batches(data, settings.batch_size, block_size, limit), tokenizer
+            ),
+            save_best=_saver(tokenizer, meta),
+            state_path=paths.last_path(run, "fine_tuned"),
+            meta=meta,
+            identity={
+                "base model": base.meta["fingerprint"], "data": data.meta["fingerprint"],
+                "tokenizer": tokenizer.fingerprint,
+            },
+            tokens_per_step=settings.batch_size * block_size,
+            sample=_sampler(tokenizer, qa.render_prompt(qa.ask("What is the capital of France?"), tokenizer), 24),
+        )  # fmt: skip
+
+    return _run_stage(run, meta["stage"], gpt, task_of, settings, resume, stop, say)
+
+
+def load(
+    run: str | None = None,
+    stage: str | None = None,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda sentence: print(sentence, file=sys.stderr),
+) -> checkpoint.Checkpoint:
+    """The model that `run` and `stage` mean (see checkpoint.find), on `device`.
+
+    `say` is told when that is the model in the box although nobody asked for it, and when the model that it was trained
+    from is gone.
+    """
+    loaded = checkpoint.load(checkpoint.find(run, stage), devices.pick_device(device))
+    if orphaned := checkpoint.orphaned(loaded.path, loaded.meta):
+        say(orphaned)
+    if run is None and checkpoint.in_box(loaded.path):
+        name = loaded.meta.get("trained_as", paths.BOX)
+        say(f"no trained run yet: this is the model in the box ({name}); `nanochat course` trains your own")
+    return loaded
+
+
+def answer(
+    loaded: checkpoint.Checkpoint, conversations: list[qa.Conversation], *, max_new_tokens: int = 64, **sampling: Any
+) -> list[str]:
+    """The model's answers to conversations that wait for one, in one batch."""
+    tokenizer = loaded.tokenizer
+    prompts = [qa.render_prompt(conversation, tokenizer) for conversation in conversations]
+    stop = {tokenizer.end, tokenizer.eot}
+    ids = generate(loaded.model, prompts, max_new_tokens=max_new_tokens, stop=stop, **sampling)
+    return [tokenizer.decode(row).strip() for row in ids]

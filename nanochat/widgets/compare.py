@@ -1,0 +1,64 @@
+"""Several models on the same questions, side by side: what a stage of training has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import ipywidgets as widgets
+
+from ..checkpoint import Checkpoint
+from ..data import questions
+from ..data.conversation import Conversation
+from ..train import stages
+from . import fallback
+
+Models = Mapping[str, Checkpoint]  # name → model
+
+
+def answers(models: Models, conversations: Sequence[Conversation], max_new_tokens: int = 48) -> dict[str, list[str]]:
+    """What each model answers, greedily, to the last question of each conversation."""
+    asked = list(conversations)
+    return {name: stages.answer(loaded, asked, max_new_tokens=max_new_tokens) for name, loaded in models.items()}
+
+
+def answers_html(conversations: Sequence[Conversation], said: Mapping[str, Sequence[str]]) -> str:
+    """A row for each conversation: its passage, its question, accepted answers where they are known, each model's."""
+    known = any(conv.answers for conv in conversations)
+    head = ["question", *(["accepted"] if known else []), *said]
+    rows = []
+    for i, conv in enumerate(conversations):
+        passage = f"<i>{escape(conv.context)}</i><br>" if conv.context else ""
+        cells = [passage + escape(conv.question), *([escape(" / ".join(conv.answers))] if known else [])]
+        cells += [escape(column[i]) for column in said.values()]
+        rows.append("".join(f'<td style="text-align:left;vertical-align:top">{cell}</td>' for cell in cells))
+    top = "".join(f'<th style="text-align:left">{escape(name)}</th>' for name in head)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def explorer(models: Models, question: str, passage: str = "") -> widgets.Widget:
+    """A question to type, with or without a passage, and what each model answers."""
+    late = {"continuous_update": False, "layout": {"width": "98%"}}  # models answer when the typing is done
+    asked = widgets.Text(question, description="Question", placeholder="Ask something.", **late)
+    read = widgets.Textarea(passage, description="Passage", placeholder="A text to read, if you like.", **late)
+    out = widgets.HTML()
+
+    def render() -> str:
+        conversation = questions.ask(asked.value, read.value.strip())
+        return answers_html([conversation], answers(models, [conversation]))
+
+    fallback.follow(render, out, [asked, read])
+    return widgets.VBox([asked, read, out])
+
+
+def compare(models: Models, conversations: Sequence[Conversation]) -> dict[str, list[str]]:
+    """Show the explorer, starting with the first conversation, over a table with the answers to all; returns those.
+
+    Saved notebooks keep the table.
+    """
+    said = answers(models, conversations)
+    table = answers_html(conversations, said)
+    live = widgets.VBox([explorer(models, conversations[0].question, conversations[0].context), widgets.HTML(table)])
+    fallback.show(live, table, f"{len(conversations)} questions, answered by {' and '.join(models)}.")
+    return said
