@@ -144,8 +144,8 @@ def orphaned(path: Path, meta: dict[str, Any]) -> str:
     before = {}
     for stage in reversed(paths.STAGES[:at]):
         file = path.with_name(f"{meta['run']}_{stage}.pt")
-        if file.is_file():
-            before[file.name] = read_meta(file).get("fingerprint")
+        if file.is_file() and (meta_before := _meta(file)) is not None:
+            before[file.name] = meta_before.get("fingerprint")
     if parent in before.values():
         return ""
     now = " and ".join(f"{name} is {mark}" for name, mark in before.items()) or "no earlier stage is there"

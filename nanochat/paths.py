@@ -17,6 +17,7 @@ __all__ = [
     "STAGES",
     "atomic_write",
     "box_dir",
+    "card_path",
     "checkpoint_path",
     "data_dir",
     "feedback_path",
@@ -79,6 +80,11 @@ def checkpoint_path(run: str, stage: str) -> Path:
 def last_path(run: str, stage: str) -> Path:
     """out/<run>/<stage>_last.pt: everything that exact resume needs."""
     return run_dir(run) / f"{stage_name(stage)}_last.pt"
+
+
+def card_path(run: str, stage: str) -> Path:
+    """out/<run>/<stage>_card.json: the report card of a stage's model."""
+    return run_dir(run) / f"{stage_name(stage)}_card.json"
 
 
 def metrics_path(run: str) -> Path:

@@ -325,6 +325,15 @@ def test_another_model_can_be_chosen_and_the_chat_goes_on(app: Playground, nanoc
     assert len(app.views) == 2 and [r.stage for r in records("other")] == ["base_model"]
 
 
+def test_a_model_whose_base_model_is_gone_is_not_used_without_a_word(nanochat_home: Path):
+    tiny_checkpoint(nanochat_home)
+    lost = tiny_checkpoint(nanochat_home, "lost", parent="0123456789abcdef")
+    app = Playground("tiny", device="cpu")
+    app.model.value = lost
+    assert "was trained from a model 0123456789abcdef that is not in its run any more" in app.status.value
+    assert "0123456789abcdef" in Playground("lost", device="cpu").status.value
+
+
 def test_a_model_that_is_gone_is_told_and_the_old_one_kept(app: Playground, nanochat_home: Path):
     gone = tiny_checkpoint(nanochat_home, "gone")
     app = Playground("tiny", device="cpu")

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import statistics
+from dataclasses import replace
 
 import home
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from nanochat import config, devices, paths
 from nanochat.config import UserError
 from nanochat.course import report
+from nanochat.data import corpus
 from nanochat.evaluation import card as report_cards
 from nanochat.train import runfiles
 
@@ -99,7 +101,7 @@ def test_the_report_has_the_losses_speed_and_memory_of_every_stage(standard):
 
 def test_the_report_has_the_card_of_a_stage_as_it_was_measured(standard):
     text, content = standard
-    card = json.loads(report.card_path("r", "fine_tuned").read_text())
+    card = json.loads(paths.card_path("r", "fine_tuned").read_text())
     assert content["cards"] == {"fine_tuned": card}
     assert "## Report card: fine_tuned" in text
     assert report_cards.format_card(card).strip() in text
@@ -128,7 +130,7 @@ def test_the_same_run_gives_the_same_report(project):
 
 def test_a_run_that_ended_after_pretraining_is_reported_as_far_as_it_came(project):
     paths.checkpoint_path("r", "fine_tuned").unlink()
-    report.card_path("r", "fine_tuned").unlink()
+    paths.card_path("r", "fine_tuned").unlink()
     metrics = paths.metrics_path("r")
     kept = [line for line in metrics.read_text().splitlines() if '"base_model"' in line]
     metrics.write_text("\n".join([*kept, '{"stage": "fine_tu']))  # a process that was killed leaves such a line
@@ -170,3 +172,17 @@ def test_a_card_belongs_to_a_run_and_a_stage(nanochat_home):
     with pytest.raises(UserError, match="cannot be the name of a run"):
         report.save_card("../r", "fine_tuned", {})
     assert list(nanochat_home.iterdir()) == []
+
+
+def test_a_model_whose_base_model_is_gone_is_disowned_and_the_card_of_another_model_left_out(project):
+    home.pretrain(
+        corpus.load_corpus(project / "data" / "stories"),
+        settings=replace(home.SETTINGS, steps=12, eval_every=1),
+        resume=True,
+    )
+    stale = paths.card_path("r", "fine_tuned")
+    card = json.loads(stale.read_text())
+    stale.write_text(json.dumps({**card, "model": {**card["model"], "fingerprint": "another"}}))
+    text, content = written()
+    assert "**Not of this run any more:** r_fine_tuned.pt was trained from a model " in text
+    assert content["cards"] == {} and "Report card" not in text

@@ -44,12 +44,14 @@ def tiny_model() -> tuple[GPT, Tokenizer]:
     return model.eval(), tok
 
 
-def tiny_checkpoint(home: Path, run: str = "tiny", stage: str = "fine_tuned", block_size: int = 96) -> Path:
+def tiny_checkpoint(
+    home: Path, run: str = "tiny", stage: str = "fine_tuned", block_size: int = 96, parent: str | None = None
+) -> Path:
     """Save the tiny model as a stage of `run` in the project folder `home`, and return the file."""
     path = home / "out" / run / paths.checkpoint_path(run, stage).name
     learned, tok = tiny_model()
     model = GPT(replace(learned.config, block_size=block_size))  # rotary positions: the weights fit any length
     model.load_state_dict(learned.state_dict())
     meta = {"run": run, "stage": stage, "model_name": "tiny", "corpus": "tests", "step": 120, "val_loss": 0.5}
-    checkpoint.save(path, model, tok, {**meta, "val_bpb": 0.4, "parent": None})
+    checkpoint.save(path, model, tok, {**meta, "val_bpb": 0.4, "parent": parent})
     return path

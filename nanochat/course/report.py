@@ -21,14 +21,9 @@ from ..train import runfiles
 from ..train.progress import duration
 
 
-def card_path(run: str, stage: str) -> Path:
-    """out/<run>/<stage>_card.json: the report card of a stage, as evaluate.report_card makes it."""
-    return paths.run_dir(run) / f"{paths.stage_name(stage)}_card.json"
-
-
 def save_card(run: str, stage: str, card: dict[str, Any]) -> Path:
     """Keep a report card for the report; returns its path."""
-    path = card_path(run, stage)
+    path = paths.card_path(run, stage)
     with paths.atomic_write(path, "w") as file:
         json.dump(card, file, indent=1)
     return path
@@ -55,13 +50,15 @@ def _training(run: str) -> dict[str, list[dict[str, Any]]]:
 
 def _model(run: str, stage: str, records: list[dict[str, Any]]) -> dict[str, Any] | None:
     """What is known about the model of a stage and its training; None if there is no such model."""
+    path = paths.checkpoint_path(run, stage)
     try:
-        meta = checkpoint.read_meta(paths.checkpoint_path(run, stage))
+        meta = checkpoint.read_meta(path)
     except UserError:
         return None
     speeds = [record["tokens_per_s"] for record in records if "tokens_per_s" in record]
     return {
         **meta,
+        "orphaned": checkpoint.orphaned(path, meta),
         "trained_steps": records[-1]["step"] if records else None,
         "seconds": records[-1]["elapsed_s"] if records else None,
         "tokens_per_s": statistics.median(speeds) if speeds else None,
@@ -84,12 +81,20 @@ def collect(chosen: Profile, executed: list[dict[str, Any]], failure: str | None
         "seconds": sum(entry["seconds"] for entry in executed),
         "peak_mb": max((entry["peak_mb"] for entry in executed), default=0.0),
         "models": {stage: model for stage, model in models.items() if model},
-        "cards": {
-            stage: json.loads(card_path(chosen.run, stage).read_text(encoding="utf-8"))
-            for stage in paths.STAGES
-            if card_path(chosen.run, stage).is_file()
-        },
+        "cards": _cards(chosen.run, models),
     }
+
+
+def _cards(run: str, models: dict[str, dict[str, Any] | None]) -> dict[str, dict[str, Any]]:
+    """The report cards of the models that are there; one of a model that was since trained anew is left out."""
+    cards = {}
+    for stage, model in models.items():
+        path = paths.card_path(run, stage)
+        if model and path.is_file():
+            card = json.loads(path.read_text(encoding="utf-8"))
+            if card["model"]["fingerprint"] == model["fingerprint"]:
+                cards[stage] = card
+    return cards
 
 
 def _pictures(run: str) -> list[tuple[str, str]]:
@@ -148,6 +153,9 @@ def _models(models: dict[str, dict[str, Any]]) -> list[str]:
             _shown(model["peak_mb"], "{:,.0f} MB".format) + gpu,
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    for model in models.values():
+        if model["orphaned"]:
+            lines += ["", f"**Not of this run any more:** {model['orphaned']}."]
     return lines
 
 

@@ -66,9 +66,9 @@ def sweep(run: str, stage: str) -> None:
 
 
 def stage_files(run: str, stage: str) -> list[Path]:
-    """Where a stage keeps its best weights and the two generations of its training state."""
+    """Where a stage keeps its best weights, the two generations of its training state, and its report card."""
     state = paths.last_path(run, stage)
-    return [paths.checkpoint_path(run, stage), state, previous_state(state)]
+    return [paths.checkpoint_path(run, stage), state, previous_state(state), paths.card_path(run, stage)]
 
 
 # --- metrics.jsonl
@@ -109,13 +109,13 @@ def metrics_logger(run: str, stage: str, keep_until: int) -> Callable[[StepRepor
 def set_aside(run: str, stage: str, say: Say) -> None:
     """Before a stage is trained anew: move all that it left, and all that was trained from it, to out/<run>/earlier-N/.
 
-    Best weights, training state and metrics go together, and nothing set aside before is overwritten. `say` is told where
-    they are and how to bring them back. What was never trained, or is only a stand-in, is removed instead.
+    Best weights, training state, report card and metrics go together, and nothing set aside before is overwritten. `say` is
+    told where they are and how to bring them back. What was never trained, or is only a stand-in, is removed instead.
     """
     later = paths.STAGES[paths.STAGES.index(stage) :]
     files = [file for each in later for file in stage_files(run, each) if file.is_file()]
     records = read_metrics(run)
-    if any(_trained(file) for file in files):
+    if any(_trained(file) for file in files if file.suffix == ".pt"):
         aside = _new_folder(run)
         _write_records(aside / "metrics.jsonl", [r for r in records if r["stage"] in later])
         for file in files:

@@ -330,7 +330,7 @@ class Playground:
         self.about.value = markup.dim(describe(self.session.loaded))
         self._list_chats()
         self._refresh()
-        self.say("")
+        self.say(checkpoint.orphaned(path, self.session.loaded.meta))
 
 
 def playground(run: str | None = None, stage: str | None = None, device: str = "auto") -> None:
