@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import zipfile
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import paths
+from . import devices, paths
 from .config import ModelConfig, UserError
 from .model import GPT
 from .tokenizer import Tokenizer
@@ -60,20 +61,57 @@ def load_file(path: Path, *, check: bool = True) -> dict[str, Any]:
                 if (bad := archive.testzip()) is not None:
                     raise ValueError(f"wrong checksum of {bad}")
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=not check)
-        if content["format"] != FORMAT:
-            raise UserError(f"{path} has format {content['format']}, this version reads {FORMAT}; train it again")
+    if not isinstance(content, dict) or "format" not in content:
+        raise _damaged(path)
+    if content["format"] != FORMAT:
+        raise UserError(f"{path} has format {content['format']}, this version reads {FORMAT}; train it again")
     return content
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is damaged or no nanochat checkpoint; train that stage again")
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    """Turn a lack of memory, which Python and PyTorch report in several ways, into a UserError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if not devices.out_of_memory(error):
+            raise
+        raise UserError(
+            f"{path} does not fit into the memory that is free; close other programs or use a machine with more"
+        ) from error
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file makes the readers raise (many types: it is a pickle in an archive) into a UserError."""
+    """Turn what zipfile and torch.load raise while they read `path` into a UserError that says what is wrong.
+
+    A damaged file makes them raise nearly any type, so only their calls belong inside: what code of ours raises is no
+    damage.
+    """
     try:
-        yield
+        with _room_for(path):
+            yield
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path} is damaged or no nanochat checkpoint; train that stage again") from error
+        # an OSError without a number comes from a decompressor; EINVAL from seeking to a place that a damaged file names
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise UserError(
+                f"{path} cannot be read ({error.strerror}), which does not mean that it is damaged; mend that and try again"
+            ) from error
+        raise _damaged(path) from error
+
+
+def _parts(path: Path, *, check: bool = True) -> dict[str, dict[str, Any]]:
+    """The content of a model file; raises UserError like load_file, and if something else was saved there."""
+    content = load_file(path, check=check)
+    if not all(isinstance(content.get(name), dict) for name in ("config", "model", "tokenizer", "meta")):
+        raise _damaged(path)
+    return content
 
 
 def save(path: Path, model: GPT, tokenizer: Tokenizer, meta: dict[str, Any]) -> str:
@@ -88,27 +126,36 @@ def save(path: Path, model: GPT, tokenizer: Tokenizer, meta: dict[str, Any]) -> 
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Read a model, in float32 and in evaluation mode.
 
-    Raises UserError if the file is missing, damaged, or does not fit together.
+    Raises UserError if the file is missing or damaged, does not fit together, or not into memory.
     """
-    content = load_file(path)
-    with _readable(path):
-        model = GPT(ModelConfig(**content["config"]))
-        model.load_state_dict(content["model"])
-        tokenizer = Tokenizer.from_state(content["tokenizer"])
-        meta = content["meta"]
-        if tokenizer.fingerprint != meta["tokenizer_fingerprint"]:
-            raise UserError(
-                f"{path.name} was trained with tokenizer {meta['tokenizer_fingerprint']} but carries "
-                f"{tokenizer.fingerprint}; train it again"
-            )
-    return Checkpoint(model.to(device).eval(), tokenizer, meta, path)
+    content = _parts(path)
+    try:
+        config = ModelConfig(**content["config"])
+    except TypeError as error:  # other fields than a model's shape has
+        raise _damaged(path) from error
+    with _room_for(path):
+        model = GPT(config)
+        try:
+            model.load_state_dict(content["model"])
+        except RuntimeError as error:  # weights are missing, or of another shape
+            if devices.out_of_memory(error):
+                raise
+            raise _damaged(path) from error
+        model = model.to(device).eval()
+    tokenizer = Tokenizer.from_state(content["tokenizer"])
+    meta = content["meta"]
+    if tokenizer.fingerprint != meta.get("tokenizer_fingerprint"):
+        raise UserError(
+            f"{path.name} was trained with tokenizer {meta.get('tokenizer_fingerprint')} but carries "
+            f"{tokenizer.fingerprint}; train it again"
+        )
+    return Checkpoint(model, tokenizer, meta, path)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
     """Only the meta of a model file, with `config` beside it; raises UserError like load_file."""
-    content = load_file(path, check=False)
-    with _readable(path):
-        return {**content["meta"], "config": content["config"]}
+    content = _parts(path, check=False)
+    return {**content["meta"], "config": content["config"]}
 
 
 def available() -> list[tuple[str, str, Path]]:

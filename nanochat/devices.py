@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 import time
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
 from .config import UserError
 
@@ -42,19 +46,32 @@ def _seconds(device: torch.device, dtype: torch.dtype, size: int, rounds: int = 
 
 @cache
 def _matmul_dtype(kind: str) -> torch.dtype:
-    device = torch.device(kind)
     if kind == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        # GPUs before Ampere (T4, V100) only emulate bfloat16, which is slower there than float32
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     if kind != "cpu":
         return torch.float32
     # CPUs with matrix tiles (AMX) multiply bfloat16 some ten times faster than float32, others far slower, so: the
     # instruction set decides, not a stopwatch, which would make two runs on one machine differ now and then.
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() and device.type == "cpu" else torch.float32
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
 
 
 def matmul_dtype(device: torch.device) -> torch.dtype:
     """The number format in which this device should multiply matrices while training."""
     return _matmul_dtype(device.type)
+
+
+def autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which matrices are multiplied in `matmul_dtype(device)`, whatever the weights are stored in."""
+    dtype = matmul_dtype(device)
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The number format in which matrix products with x are computed here: that of autocast where it is on, else x's."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 @cache
@@ -76,6 +93,25 @@ def memory_mb(device: torch.device) -> tuple[float, float]:
     """Memory of this process, and peak memory on the GPU (0 without one), both in MB."""
     rss = psutil.Process().memory_info().rss / 1e6
     return rss, torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else 0.0
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the machine or of its GPU, was too small.
+
+    PyTorch has a type of its own for GPUs only; elsewhere the message has to tell.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = re.search("(allocate|enough|out of) memory", str(error), re.IGNORECASE)
+    return isinstance(error, RuntimeError | OSError) and said is not None
+
+
+def prepare_device(device: torch.device) -> None:
+    """Choose the settings of this process that make training on `device` faster."""
+    if device.type == "cpu":
+        keep_large_blocks()
+    elif device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, for what is not multiplied in bfloat16
 
 
 def keep_large_blocks() -> bool:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -25,6 +27,13 @@ def saved(run: str = "r", stage: str = "base_model", seed: int = 0):
     path = paths.checkpoint_path(run, stage)
     checkpoint.save(path, model_of(seed=seed), TOK, {**META, "run": run, "stage": stage})
     return path
+
+
+def raising(error: Exception):
+    def fail(*args, **options):
+        raise error
+
+    return fail
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +207,73 @@ def test_a_tokenizer_that_is_not_the_models_is_refused_naming_both(tmp_path):
     torch.save(content, tmp_path / "m.pt")
     with pytest.raises(UserError, match=f"trained with tokenizer {TOK.fingerprint} but carries [0-9a-f]{{16}}"):
         checkpoint.load(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        MemoryError(),
+        RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 6442450944 bytes. Error code 12"
+        ),
+        RuntimeError("unable to mmap 123456 bytes from file <m.pt>: Cannot allocate memory (12)"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.read_meta])
+def test_a_lack_of_memory_while_reading_is_no_damage(nanochat_home, monkeypatch, read, failure):
+    path = saved()
+    monkeypatch.setattr(torch, "load", raising(failure))
+    with pytest.raises(UserError, match="does not fit into the memory that is free; close other programs") as error:
+        read(path)
+    assert "damaged" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_model_too_large_for_the_memory_is_no_damaged_one(tmp_path):
+    checkpoint.save(tmp_path / "m.pt", model_of(), TOK, META)
+    content = torch.load(tmp_path / "m.pt", weights_only=True)
+    content["config"]["vocab_size"] = 10**13
+    torch.save(content, tmp_path / "m.pt")
+    with pytest.raises(UserError, match="does not fit into the memory") as error:
+        checkpoint.load(tmp_path / "m.pt")
+    assert "train that stage again" not in str(error.value)
+
+
+def test_a_gpu_too_small_for_the_model_is_told_as_a_lack_of_memory(nanochat_home, monkeypatch):
+    path = saved()
+    monkeypatch.setattr(checkpoint.GPT, "to", raising(torch.OutOfMemoryError("CUDA out of memory.")))
+    with pytest.raises(UserError, match="does not fit into the memory"):
+        checkpoint.load(path, "cpu")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.read_meta])
+def test_a_file_that_the_system_does_not_hand_out_is_not_called_damaged_but_says_why(
+    nanochat_home, monkeypatch, read, number
+):
+    path = saved()
+    for module, name in ((zipfile, "ZipFile"), (torch, "load")):
+        monkeypatch.setattr(module, name, raising(OSError(number, os.strerror(number))))
+    with pytest.raises(UserError, match=rf"cannot be read \({os.strerror(number)}\)") as error:
+        read(path)
+    assert "train" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "bug", [AttributeError("no such thing"), RuntimeError("mat1 and mat2"), KeyError("ranks")], ids=repr
+)
+@pytest.mark.parametrize("place", ["tokenizer", "model"])
+def test_a_mistake_in_the_program_is_not_taken_for_a_damaged_file(nanochat_home, monkeypatch, place, bug):
+    path = saved()
+    if place == "tokenizer":
+        monkeypatch.setattr(checkpoint.Tokenizer, "from_state", raising(bug))
+    else:
+        monkeypatch.setattr(checkpoint, "GPT", raising(bug))
+    with pytest.raises(type(bug)) as error:
+        checkpoint.load(path)
+    assert error.value is bug
 
 
 def test_a_save_that_fails_leaves_the_model_that_was_there(nanochat_home, monkeypatch):
