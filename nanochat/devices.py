@@ -12,7 +12,6 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
 
 from .config import UserError
 
@@ -66,12 +65,6 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which matrices are multiplied in `matmul_dtype(device)`, whatever the weights are stored in."""
     dtype = matmul_dtype(device)
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
-
-
-def product_dtype(x: Tensor) -> torch.dtype:
-    """The number format in which matrix products with x are computed here: that of autocast where it is on, else x's."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 @cache

@@ -77,8 +77,8 @@ def _steps(
     check_sampling(**sampling, penalty=penalty)
     if not prompts or not all(prompts):
         raise UserError("an empty prompt has nothing to continue; start from the end-of-text token")
-    device = next(model.parameters()).device
-    block_size = model.config.block_size
+    weight = next(model.parameters())
+    device, dtype, block_size = weight.device, weight.dtype, model.config.block_size
     generator = torch.Generator(device=device).manual_seed(seed)
     rows = [prompt[-block_size:] for prompt in prompts]
     seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
@@ -90,7 +90,7 @@ def _steps(
             width = max(map(len, rows))
             padded = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
             start = torch.tensor([width - len(row) for row in rows], device=device)
-            cache = Cache(model.config, len(rows), block_size, device, start if bool(start.any()) else None)
+            cache = Cache(model.config, len(rows), block_size, device, start if bool(start.any()) else None, dtype)
             fresh = padded
             for i, row in enumerate(rows):
                 seen[i, row] = True

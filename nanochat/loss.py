@@ -50,6 +50,10 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if torch.is_grad_enabled():  # create_graph=True: what is returned has no graph of its own
+            raise RuntimeError(
+                "head_loss can be differentiated once only: its gradients are computed in the forward pass"
+            )
         dx, dw = ctx.saved_tensors
         # in place: nobody else has them, and with GPT-2's vocabulary a copy of dw alone is 77 MB
         return dx.mul_(grad), dw.mul_(grad), None, None, None, None
@@ -83,9 +87,11 @@ def _rows(count: int, vocab_size: int) -> int:
     return max(1, -(-count // max(1, chunks)))
 
 
-def _rounded(count: int, of: int) -> int:
-    """`count` rounded up to the next eighth of `of`: blocks of ever new sizes would fragment the heap (5.6 GB were seen
-    after 1,000 steps of finetuning)."""
+def rows_scored(count: int, of: int) -> int:
+    """For how many of `of` positions logits are computed when `count` have a target: rounded up to an eighth.
+
+    Blocks of ever new sizes would fragment the heap (5.6 GB were seen after 1,000 steps of finetuning).
+    """
     eighth = max(1, of // 8)
     return min(of, -(-count // eighth) * eighth)
 
@@ -97,7 +103,7 @@ def head_loss(x: Tensor, weight: Tensor, targets: Tensor, softcap: float | None 
     """
     grads = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     x, targets = x.reshape(-1, x.size(-1)), targets.reshape(-1)
-    wanted = _rounded(int((targets >= 0).sum()), targets.numel())
+    wanted = rows_scored(int((targets >= 0).sum()), targets.numel())
     if wanted < targets.numel():  # in finetuning most positions carry no loss: their logits need not be computed
         first = (targets < 0).to(torch.uint8).argsort(stable=True)[:wanted]  # those with a target come first
         x, targets = x[first], targets[first]

@@ -28,16 +28,22 @@ from .loss import SOFTCAP, head_loss
 class Cache:
     """Keys and values of the positions already seen, preallocated: 2 x n_layer x (B, H, capacity, D).
 
-    `start` (B,) counts the padding positions on the left of each row: they are never attended to. `last` holds the newest
-    key of each layer, (B, H, 1, D), as it was before it was smeared.
+    `start` (B,) counts the padding positions on the left of each row: they are never attended to. `dtype` is that of the
+    model's weights. `last` holds the newest key of each layer, (B, H, 1, D), as it was before it was smeared.
     """
 
     def __init__(
-        self, config: ModelConfig, batch: int, capacity: int, device: torch.device, start: Tensor | None = None
+        self,
+        config: ModelConfig,
+        batch: int,
+        capacity: int,
+        device: torch.device,
+        start: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
     ):
         shape = (config.n_layer, batch, config.n_head, capacity, config.n_embd // config.n_head)
-        self.keys = torch.zeros(shape, device=device)
-        self.values = torch.zeros(shape, device=device)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
         self.start = start
         self.last: list[Tensor | None] = [None] * config.n_layer
@@ -357,11 +363,13 @@ class GPT(nn.Module):
         """How many numbers are learned; a tied head counts once."""
         return sum(p.numel() for p in self.parameters())
 
-    def flops_per_token(self) -> int:
+    def flops_per_token(self, head_share: float = 1.0) -> int:
         """Floating point operations of forward and backward for one token, after Chowdhery et al. 2022 (PaLM), appendix B:
-        6 for each weight of a matrix that is multiplied, and 12 * n_layer * C * T for attention."""
+        6 for each weight of a matrix that is multiplied, and 12 * n_layer * C * T for attention. The head is multiplied
+        for a share of the positions only where the others have no target (see head_loss)."""
         config = self.config
-        matrices = sum(p.numel() for p in self.h.parameters() if p.dim() == 2) + self.lm_head.weight.numel()
+        matrices = sum(p.numel() for p in self.h.parameters() if p.dim() == 2)
+        matrices += round(head_share * self.lm_head.weight.numel())
         return 6 * matrices + 12 * config.n_layer * config.n_embd * config.block_size
 
 

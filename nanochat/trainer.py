@@ -125,6 +125,7 @@ class Task:
     state_path: Path | None
     identity: dict[str, Any]
     tokens_per_step: int
+    head_share: float = 1.0  # of the positions, for which the head is computed
     meta: dict[str, Any] = field(default_factory=dict)
     sample: Callable[[GPT], str] | None = None
     log: Callable[[StepReport], None] = lambda report: None
@@ -180,14 +181,13 @@ class _Training:
         self.model, self.task, self.settings, self.say = model, task, settings, say
         self.device = next(model.parameters()).device
         self.dtype = devices.matmul_dtype(self.device)
-        if self.device.type == "cpu":
-            devices.keep_large_blocks()
+        devices.prepare_device(self.device)
         self.optimizers = make_optimizers(model, settings.lr_scale, settings.weight_decay)
         torch.manual_seed(settings.seed)
         self.best, self.before_s = math.inf, 0.0  # seconds before a resume
         self.compiles = settings.compile
         self.peak = devices.matrix_rate(self.device.type, self.dtype)
-        self.flops = model.flops_per_token() * task.tokens_per_step
+        self.flops = model.flops_per_token(task.head_share) * task.tokens_per_step
         self.started = self.saved_at = time.perf_counter()
         self.saved_step = -1
         self.step_seconds: list[float] = []
@@ -253,11 +253,8 @@ class _Training:
         self.step_seconds.append(time.perf_counter() - begin)
         return value
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
     def _differentiate(self, batch: Batch) -> Tensor:
-        with self._autocast():
+        with devices.autocast(self.device):
             loss = self.task.loss(self.model, *batch)
         loss.backward()
         return loss
@@ -291,7 +288,7 @@ class _Training:
         # other shapes than the steps': compiling for each of them would cost more than it returns
         stance = torch.compiler.set_stance("force_eager") if self.settings.compile else nullcontext()
         with torch.inference_mode(), stance:
-            with self._autocast():
+            with devices.autocast(self.device):
                 measured = task.validate(model)
             sample = task.sample(model) if task.sample else None
         torch.set_rng_state(rng)

@@ -123,6 +123,22 @@ def test_what_was_compiled_to_try_is_not_compiled_again(tmp_path, monkeypatch):
     assert len(compiled) == len(model.h)
 
 
+def test_a_compiler_that_fails_is_tried_and_announced_once(tmp_path, monkeypatch):
+    tries, said = [], []
+
+    def broken(self):
+        tries.append(self)
+        raise RuntimeError("no working C++ compiler")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", broken)
+    model = fresh()
+    planned = plan(model, counting_task(tmp_path), replace(SETTINGS, steps=200, compile=True), said.append)
+    assert not planned.compile
+    list(train(model, counting_task(tmp_path), replace(planned, steps=3), say=said.append))
+    assert len(tries) == 1
+    assert len([sentence for sentence in said if "torch.compile does not work" in sentence]) == 1
+
+
 def _as_compiled(block):
     block._compiled_call_impl = block._call_impl
 

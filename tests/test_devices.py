@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from unittest.mock import create_autospec
 
 import pytest
 import torch
@@ -48,10 +49,30 @@ def test_a_cpu_multiplies_bfloat16_only_where_it_has_the_instructions(monkeypatc
     assert matmul_dtype(torch.device("cpu")) == dtype
 
 
-@pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_a_gpu_multiplies_bfloat16_only_if_it_can(monkeypatch, supported, dtype):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_gpu_multiplies_bfloat16_only_where_it_is_not_emulated(monkeypatch, native, dtype):
+    """A T4 or V100 emulates it, and PyTorch then calls it supported unless asked for better."""
+    supported = create_autospec(torch.cuda.is_bf16_supported, side_effect=lambda including_emulation=True: (
+        native or including_emulation
+    ))  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert matmul_dtype(torch.device("cuda:1")) == dtype
+
+
+def test_a_gpu_is_allowed_tf32(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    devices.prepare_device(torch.device("cpu"))
+    assert asked == []
+    devices.prepare_device(torch.device("cuda"))
+    assert asked == ["high"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_multiplies_in_the_format_of_the_device(monkeypatch, dtype):
+    monkeypatch.setattr(devices, "matmul_dtype", lambda device: dtype)
+    with devices.autocast(torch.device("cpu")):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
 def test_apples_gpu_computes_in_float32():
@@ -68,18 +89,23 @@ def test_the_matrix_rate_counts_two_operations_for_each_of_n_cubed(monkeypatch):
     assert len(asked) == 2
 
 
-def test_the_stopwatch_measures_something():
-    assert 0 < devices._seconds(torch.device("cpu"), torch.float32, 32, rounds=2) < 60
+def test_the_stopwatch_gives_the_best_of_its_rounds(monkeypatch):
+    """By a clock that stands still but for products of matrices, the first of which are slow."""
+    now, products = [0.0], iter([9.0, 9.0, 2.0, 3.0, 3.0, 3.0])
+
+    class Matrix:
+        def __matmul__(self, other):
+            now[0] += next(products)
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(torch, "ones", lambda *shape, **options: Matrix())
+    assert devices._seconds(torch.device("cpu"), torch.float32, 4) == 2.0
 
 
 def test_memory_of_this_process_is_plausible_and_no_gpu_counts_none():
     rss, gpu = devices.memory_mb(torch.device("cpu"))
     assert 20 < rss < 100_000
     assert gpu == 0
-
-
-def test_waiting_for_a_cpu_is_nothing():
-    devices.synchronize(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("taken", [1, 0])

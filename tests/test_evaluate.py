@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -443,6 +444,19 @@ def test_questions_prepared_for_another_tokenizer_are_prepared_again(home: Path)
     other = tiny.tiny_model()[1]
     corpus_files.prepare_qa(str(home / "asked.jsonl"), other, 64)
     assert report_cards.report_card("r", stage="fine_tuned") == before
+
+
+@pytest.mark.parametrize("content", ["", "no JSON", "[]", "{}", '{"tokenizer_fingerprint": 1', b"\xff\xfe"])
+def test_another_set_whose_meta_is_damaged_changes_nothing(home: Path, content: str | bytes) -> None:
+    before = report_cards.report_card("r", stage="fine_tuned")
+    other = home / "data" / "other_qa"
+    other.mkdir(exist_ok=True)
+    (other / "qa_val.jsonl").touch()
+    (other / "meta.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    try:
+        assert report_cards.report_card("r", stage="fine_tuned") == before
+    finally:
+        shutil.rmtree(other)
 
 
 def test_card_reads_as_markdown_tables(home: Path) -> None:

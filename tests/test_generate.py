@@ -333,3 +333,14 @@ def test_generating_builds_no_gradients():
     list(stream(model, PROMPT, max_new_tokens=3))
     assert built == [False] * 6
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_generates_in_the_number_format_of_its_weights(arch, dtype):
+    """Several rows of different lengths, beyond the context: with padding, cache and a sliding window."""
+    model = small_model(arch).to(dtype)
+    written = generate(model, [[1, 2, 3], [4]], max_new_tokens=BLOCK + 8)
+    assert [len(row) for row in written] == [BLOCK + 8] * 2
+    if dtype == torch.float64:
+        assert written == generate(small_model(arch), [[1, 2, 3], [4]], max_new_tokens=BLOCK + 8)

@@ -13,7 +13,7 @@ from nanochat import loss as loss_module
 from nanochat.loss import head_loss
 
 caps = pytest.mark.parametrize("softcap", [None, 15.0])
-# of ten positions only those with a target are computed, of forty some others are taken along (see loss._rounded)
+# of ten positions only those with a target are computed, of forty some others are taken along (see loss.rows_scored)
 sizes = pytest.mark.parametrize("rows", [10, 40])
 
 
@@ -172,3 +172,9 @@ def test_the_logits_never_exist_whole(softcap, monkeypatch):
     with Largest() as largest:
         plain(x, weight, targets, softcap).backward()
     assert largest.numel == rows * vocab
+
+
+def test_a_second_derivative_is_refused_and_not_left_out():
+    x, weight, targets = torch.randn(1, 6, 8, requires_grad=True), torch.randn(11, 8), torch.randint(11, (1, 6))
+    with pytest.raises(RuntimeError, match="can be differentiated once only"):
+        torch.autograd.grad(head_loss(x, weight, targets), x, create_graph=True)

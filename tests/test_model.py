@@ -58,6 +58,7 @@ def test_flops_per_token_are_six_a_weight_and_twelve_an_attended_number():
     with torch.device("meta"):
         model = GPT(model_config("GPT2-Small"))
     assert model.flops_per_token() == 6 * (12 * 12 * 768**2 + 50257 * 768) + 12 * 12 * 768 * 1024
+    assert model.flops_per_token(0.25) == model.flops_per_token() - 6 * 0.75 * 50257 * 768
 
 
 # --- how it starts -------------------------------------------------------------------------------

@@ -366,7 +366,7 @@ def test_what_is_compared_is_the_same_everywhere(path):
 # How each is shown
 WIDGETS = {
     "attention": ".explore(", "batches": ".view(", "monitor": ".watch(", "next_token": ".explore(", "playground": "(",
-    "tokens": ".explore(", "versus": ".compare(",
+    "tokens": ".explore(", "compare": ".compare(",
 }  # fmt: skip
 
 

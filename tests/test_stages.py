@@ -385,6 +385,17 @@ def test_a_model_whose_base_model_changed_is_not_used_without_a_word(project):
     assert "no earlier stage is there" in said[-1]
 
 
+def test_finetuning_counts_the_head_for_the_positions_with_a_target_rounded_up_to_an_eighth(project, monkeypatch):
+    tasks = []
+    monkeypatch.setattr(stages, "train", lambda model, task, settings, **options: tasks.append(task) or iter(()))
+    home.finetune(project)
+    home.pretrain(corpus_of(project))
+    counted = questions.load_qa(project / "data" / "animals_qa").meta["train"]
+    share = counted["supervised"] / counted["tokens"]
+    assert share <= tasks[0].head_share <= share + 1 / 8 < 1
+    assert tasks[1].head_share == 1
+
+
 def test_a_standin_is_used_only_by_its_name(project):
     home.pretrain(corpus_of(project), "late", standin=True)
     home.finetune(project, "late")

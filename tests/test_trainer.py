@@ -621,3 +621,16 @@ def test_the_time_left_counts_the_validations_to_come(tmp_path, monkeypatch):
     reports = list(train(fresh(), task, replace(SETTINGS, steps=5, eval_every=2)))
     # after step 1: four steps of 1 s, and validations after steps 2, 4 and 5
     assert [report.eta_s for report in reports[1:]] == pytest.approx([34.0, 23.0, 22.0, 11.0, 0.0])
+
+
+def test_the_share_of_the_machine_that_is_used_counts_the_head_only_where_it_is_computed(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+
+    def batch(step):
+        now[0] += 1.0
+        return counting(step)
+
+    model = fresh()
+    used = [run(tmp_path, fresh(), task={"batch": batch, "head_share": share})[-1].mfu for share in (1.0, 0.25)]
+    assert used[1] / used[0] == pytest.approx(model.flops_per_token(0.25) / model.flops_per_token())

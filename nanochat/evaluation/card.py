@@ -6,6 +6,7 @@ Questions that were held out (see `corpus.prepare_qa`) are asked as a user would
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import random
@@ -227,12 +228,15 @@ def _questions(loaded: checkpoint.Checkpoint, notes: list[str]) -> QAData | None
 
 
 def _prepared(tokenizer: Tokenizer) -> dict[str, Path]:
-    """Fingerprint of the source → folder of each prepared set of questions, the newest first."""
+    """Fingerprint of the source → folder of each prepared set of questions, the newest first; damaged ones are left out."""
     files = [file.with_name("meta.json") for file in (paths.home() / "data").glob("*/qa_val.jsonl")]
-    newest = sorted((-file.stat().st_mtime_ns, file) for file in files if file.is_file())
-    metas = [(json.loads(file.read_text(encoding="utf-8")), file.parent) for _, file in newest]
-    mine = ((meta, folder) for meta, folder in metas if meta["tokenizer_fingerprint"] == tokenizer.fingerprint)
-    return {meta["source_fingerprint"]: folder for meta, folder in mine}
+    found = {}
+    for _, file in sorted((-file.stat().st_mtime_ns, file) for file in files if file.is_file()):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            meta = json.loads(file.read_text(encoding="utf-8"))
+            if meta["tokenizer_fingerprint"] == tokenizer.fingerprint:
+                found.setdefault(meta["source_fingerprint"], file.parent)
+    return found
 
 
 def _choose(conversations: Sequence[Conversation], limit: int | None, seed: int) -> list[Conversation]:

@@ -21,6 +21,7 @@ from ..data import corpus as corpus_files
 from ..data import questions as qa
 from ..data.corpus import CorpusData
 from ..generate import generate
+from ..loss import rows_scored
 from ..model import GPT
 from ..tokenizer import Tokenizer
 from ..trainer import StepReport, Task, TrainSettings, check_state, has_state, load_state, state_settings, train
@@ -261,6 +262,8 @@ def finetune(
 
     def task_of(settings: TrainSettings) -> Task:
         limit = settings.val_batches or val_batches(settings)
+        positions, counted = settings.batch_size * block_size, data.meta["train"]
+        targets = math.ceil(positions * counted["supervised"] / counted["tokens"])
         return Task(
             stage="fine_tuned",
             batch=lambda step: _tensors(
@@ -277,7 +280,8 @@ def finetune(
                 "base model": base.meta["fingerprint"], "data": data.meta["fingerprint"],
                 "tokenizer": tokenizer.fingerprint,
             },
-            tokens_per_step=settings.batch_size * block_size,
+            tokens_per_step=positions,
+            head_share=rows_scored(targets, positions) / positions,
             sample=_sampler(tokenizer, qa.render_prompt(qa.ask("What is the capital of France?"), tokenizer), 24),
         )  # fmt: skip
 
