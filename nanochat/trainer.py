@@ -12,12 +12,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -109,7 +110,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained: where batches, validation and files come from. One for each stage, made in stages.py.
+    """What is trained: where batches, validation and files come from. One for each stage, made in train/stages.py.
 
     `batch(step)` gives the tensors of a step, `loss(model, *batch)` the mean loss in nats, `validate(model)` a dict with
     `val_loss` and perhaps `val_bpb`. `identity` says what the state file belongs to (fingerprints): resuming with another
@@ -161,6 +162,11 @@ def _signals_wait(save: Callable[[], None]) -> Iterator[None]:
     if waiting:
         save()
         signal.raise_signal(waiting[0])
+
+
+def as_tensors(arrays: Iterable[np.ndarray]) -> Batch:
+    """Arrays of token ids as tensors."""
+    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
 
 
 def _cpu_state(value: Any) -> Any:

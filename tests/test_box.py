@@ -9,12 +9,11 @@ import pytest
 import torch
 from tiny import ANSWERS, tiny_checkpoint
 
-from nanochat import checkpoint, config, paths
+from nanochat import checkpoint, config, loading, paths
 from nanochat.chat import box, feedback, session
 from nanochat.cli import parser as cli
 from nanochat.config import UserError
 from nanochat.data import questions
-from nanochat.train import stages
 from nanochat.widgets.playground import Playground
 
 SHIPPED = sorted(paths.box_dir().glob("*.pt"))  # the real box: in the tests themselves it is hidden
@@ -221,7 +220,7 @@ def check_shipped(path: Path) -> None:
     assert path.stat().st_size <= box.LIMIT
     loaded = checkpoint.load(path)
     assert loaded.meta["run"] == paths.BOX and path.name == f"{paths.BOX}_{loaded.meta['stage']}.pt"
-    [answer] = stages.answer(loaded, [questions.ask("What is the capital of France?")])
+    [answer] = loading.answer(loaded, [questions.ask("What is the capital of France?")])
     assert "Paris" in answer
     card = json.loads(path.with_name(f"{loaded.meta['stage']}_card.json").read_text(encoding="utf-8"))
     mark = checkpoint.fingerprint(loaded.model.state_dict())
@@ -235,7 +234,7 @@ def test_a_bad_box_would_be_found(nanochat_home: Path, monkeypatch: pytest.Monke
     tiny_checkpoint(nanochat_home, "source")
     path = box.make("source", "nanochat course", limit=1)
     said = "London." if fault == "ignorant" else "The capital of France is Paris."
-    monkeypatch.setattr(stages, "answer", lambda loaded, conversations: [said])
+    monkeypatch.setattr(loading, "answer", lambda loaded, conversations: [said])
     if fault != "ignorant":
         check_shipped(path)
     if fault == "large":

@@ -10,13 +10,13 @@ import pytest
 import torch
 from tiny import ANSWERS, tiny_checkpoint
 
+from nanochat import loading
 from nanochat.chat import feedback, reply
 from nanochat.chat import session as sessions
 from nanochat.chat.session import ChatSession, Settings
 from nanochat.config import UserError
 from nanochat.data import questions
 from nanochat.data.conversation import Conversation, Turn
-from nanochat.train import stages
 from nanochat.widgets.labels import chat_name
 
 
@@ -28,7 +28,7 @@ def said() -> list[str]:
 @pytest.fixture
 def session(nanochat_home: Path, said: list[str]) -> ChatSession:
     tiny_checkpoint(nanochat_home)
-    return ChatSession(stages.load("tiny", device="cpu"), notice=said.append)
+    return ChatSession(loading.load("tiny", device="cpu"), notice=said.append)
 
 
 def whole(pieces) -> str:
@@ -295,7 +295,7 @@ def test_a_passage_longer_than_the_context_is_cropped_at_its_end_and_it_is_said(
 @pytest.mark.parametrize("block_size", [8, 9, 16, 33])
 def test_even_the_smallest_context_answers_something(nanochat_home: Path, block_size: int):
     tiny_checkpoint(nanochat_home, "small", block_size=block_size)
-    session = ChatSession(stages.load("small", device="cpu"), notice=lambda said: None)
+    session = ChatSession(loading.load("small", device="cpu"), notice=lambda said: None)
     for question, passage in [("x " * 100, ""), ("👋 " * 100, "👋🏽" * 100), ("hi", "p " * 100)]:
         whole(session.reply(question, passage))
         shown = session.exchanges[-1].answer
@@ -357,7 +357,7 @@ def test_feedback_that_cannot_be_saved_is_told_and_saved_later(session: ChatSess
 def test_feedback_belongs_to_the_model_that_wrote_the_answer(session: ChatSession, nanochat_home: Path):
     whole(session.reply("hello"))
     tiny_checkpoint(nanochat_home, "other")
-    session.use(stages.load("other", device="cpu"))
+    session.use(loading.load("other", device="cpu"))
     session.thumb(session.exchanges[0].answer, 1)
     assert len(session.store("tiny").records()) == 1 and session.store().records() == []
     assert whole(session.reply("wave")) and len(session.exchanges) == 2, "the conversation goes on"
@@ -402,7 +402,7 @@ def test_a_saved_chat_goes_on_after_a_restart(session: ChatSession, nanochat_hom
     session.compare("hello", "A passage.")
     path = sessions.transcript_path("tiny")
     session.save(path)
-    later = ChatSession(stages.load("tiny", device="cpu"))
+    later = ChatSession(loading.load("tiny", device="cpu"))
     later.load(sessions.transcripts("tiny")[0])
     assert later.exchanges == session.exchanges and later.budget() == session.budget()
     later.thumb(later.exchanges[0].answer, 1)

@@ -16,7 +16,7 @@ from pathlib import Path
 import home
 import pytest
 
-from nanochat import checkpoint, config, devices, paths
+from nanochat import checkpoint, config, devices, generate, loading, paths
 from nanochat.cli import parser as cli
 from nanochat.course import run as course
 from nanochat.data import corpus as corpus_files
@@ -288,13 +288,13 @@ def test_prepare_tells_where_and_how_much(empty, nanochat):
 
 
 def test_ask_prints_the_answer_and_nothing_else(project, nanochat):
-    expected = stages.answer(stages.load("r", "fine_tuned", "cpu"), [qa.ask("Who met the cat and the dog?")])
+    expected = loading.answer(loading.load("r", "fine_tuned", "cpu"), [qa.ask("Who met the cat and the dog?")])
     assert nanochat("ask", "Who met the cat and the dog?") == (0, f"{expected[0]}\n", "")
 
 
 def test_ask_reads_the_passage_and_says_when_not_all_of_it_fits(project, nanochat):
     passage = "The cat met the dog. " * 20
-    prompt = qa.render_prompt(qa.ask("Who?", context=passage), stages.load("r", device="cpu").tokenizer)
+    prompt = qa.render_prompt(qa.ask("Who?", context=passage), loading.load("r", device="cpu").tokenizer)
     status, out, err = nanochat("ask", "Who?", "--context", passage)
     assert status == 0 and out.endswith("\n")
     assert err == f"these are {len(prompt)} tokens, more than the model can read: only the last 32 are read\n"
@@ -311,8 +311,8 @@ def test_sample_continues_the_text_with_the_base_model_and_a_seed_repeats_it(pro
 
 
 def test_sample_without_a_text_starts_a_document(project, nanochat):
-    loaded = stages.load("r", "base_model", "cpu")
-    ids = stages.generate(loaded.model, [[loaded.tokenizer.eot]], max_new_tokens=9, stop={loaded.tokenizer.eot})
+    loaded = loading.load("r", "base_model", "cpu")
+    ids = generate.generate(loaded.model, [[loaded.tokenizer.eot]], max_new_tokens=9, stop={loaded.tokenizer.eot})
     status, out, _ = nanochat("sample", "--tokens", "9", "--temperature", "0")
     assert (status, out) == (0, f"{loaded.tokenizer.decode(ids[0])}\n")
 
@@ -362,7 +362,7 @@ def test_as_a_program_it_prints_the_same_and_returns_the_status(project):
     command = [sys.executable, "-m", "nanochat"]
     asked = subprocess.run([*command, "ask", "Who?"], capture_output=True, text=True, env=environment)
     assert (asked.returncode, asked.stderr) == (0, "")
-    assert asked.stdout == stages.answer(stages.load("r", device="cpu"), [qa.ask("Who?")])[0] + "\n"
+    assert asked.stdout == loading.answer(loading.load("r", device="cpu"), [qa.ask("Who?")])[0] + "\n"
     wrong = subprocess.run([*command, "ask", ""], capture_output=True, text=True, env=environment)
     assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1)
 
@@ -402,7 +402,7 @@ def test_pretrain_on_a_named_corpus_takes_the_tokenizer_it_was_prepared_with(pro
 def test_another_tokenizer_prepares_the_corpus_anew(project, nanochat):
     assert nanochat("pretrain", "--tokenizer", "bpe:280", "--model", "tiny", "--run", "new", *TRAINING)[0] == 0
     assert corpus_files.load_corpus(project / "data" / "stories").meta["tokenizer_spec"] == "bpe:280"
-    assert stages.load("new", device="cpu").tokenizer.vocab_size <= 280
+    assert loading.load("new", device="cpu").tokenizer.vocab_size <= 280
 
 
 def test_a_profile_names_its_run(project, nanochat, monkeypatch):

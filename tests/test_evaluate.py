@@ -433,7 +433,7 @@ def test_report_card_says_that_questions_changed_since_training(home: Path, monk
     trained = checkpoint.load(paths.checkpoint_path("r", "fine_tuned"))
     changed = {**trained.meta, "data_fingerprint": "0123456789abcdef"}
     monkeypatch.setattr(
-        report_cards.stages, "load", lambda *_: checkpoint.Checkpoint(trained.model, trained.tokenizer, changed, home)
+        report_cards.loading, "load", lambda *_: checkpoint.Checkpoint(trained.model, trained.tokenizer, changed, home)
     )
     (note,) = report_cards.report_card("r")["notes"]
     assert "0123456789abcdef" in note and "held out" in note

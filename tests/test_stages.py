@@ -13,10 +13,11 @@ import torch
 from home import SETTINGS, SHAPE
 from small import steps_of
 
-from nanochat import checkpoint, devices, paths
+from nanochat import checkpoint, devices, loading, paths
 from nanochat.config import PROFILES, UserError, profile
 from nanochat.data import corpus as corpus_files
 from nanochat.data import questions
+from nanochat.evaluation.loss import mean_loss
 from nanochat.train import runfiles, stages
 from nanochat.trainer import TrainSettings
 
@@ -65,7 +66,7 @@ def test_pretraining_leaves_a_model_a_state_and_metrics_where_the_design_says(pr
 
 
 def test_the_model_names_what_it_was_made_from(project):
-    meta = stages.load("r", "base_model", "cpu").meta
+    meta = loading.load("r", "base_model", "cpu").meta
     corpus = corpus_of(project)
     assert (meta["run"], meta["stage"], meta["model_name"], meta["corpus"]) == ("r", "base_model", "nano", "stories")
     assert meta["data_fingerprint"] == corpus.meta["source_fingerprint"]
@@ -140,7 +141,7 @@ def test_validation_takes_the_same_windows_each_time_evenly_from_all(project, mo
 def test_both_architectures_go_through_both_stages(project, model):
     shape = {"model": model, "block_size": 32}
     reports = home.pretrain(corpus_of(project), "new", replace(SETTINGS, steps=2), **shape)
-    assert stages.load("new", "base_model", "cpu").model.config.arch == ("modern" if model == "nano" else "gpt2")
+    assert loading.load("new", "base_model", "cpu").model.config.arch == ("modern" if model == "nano" else "gpt2")
     assert home.finetune(project, "new", replace(SETTINGS, steps=2))[-1].val_loss > 0
     assert reports[-1].step == 2
 
@@ -159,33 +160,32 @@ def test_validation_is_at_most_a_twentieth_of_the_work_if_not_one_batch(steps):
 
 
 def test_mean_loss_weighs_every_target_the_same_however_batches_are_cut(project):
-    loaded = stages.load("r", "base_model", "cpu")
+    loaded = loading.load("r", "base_model", "cpu")
     data = questions.load_qa(project / "data" / "animals_qa")
     with torch.inference_mode():
         results = [
-            stages.mean_loss(loaded.model, questions.qa_val_batches(data, size, 32), loaded.tokenizer)
-            for size in (1, 3, 50)
+            mean_loss(loaded.model, questions.qa_val_batches(data, size, 32), loaded.tokenizer) for size in (1, 3, 50)
         ]
     for result in results[1:]:
         assert result == pytest.approx(results[0], rel=1e-5)
 
 
 def test_mean_loss_counts_answers_only(project):
-    loaded = stages.load("r", "base_model", "cpu")
+    loaded = loading.load("r", "base_model", "cpu")
     data = questions.load_qa(project / "data" / "animals_qa")
     x, y, docs = next(questions.qa_val_batches(data, 2, 32))
     with torch.inference_mode():
         nats = torch.log_softmax(loaded.model(*map(torch.from_numpy, (x,)), docs=torch.from_numpy(docs)), dim=-1)
         by_hand = [-nats[r, t, y[r, t]].item() for r, t in zip(*np.nonzero(y >= 0), strict=True)]
-        found = stages.mean_loss(loaded.model, iter([(x, y, docs)]), loaded.tokenizer)
+        found = mean_loss(loaded.model, iter([(x, y, docs)]), loaded.tokenizer)
     assert found["val_loss"] == pytest.approx(np.mean(by_hand), rel=1e-4)
     lengths = loaded.tokenizer.byte_lengths()[y[y >= 0]]
     assert found["val_bpb"] == pytest.approx(np.sum(by_hand) / math.log(2) / lengths.sum(), rel=1e-4)
 
 
 def test_mean_loss_of_nothing_is_zero(project):
-    loaded = stages.load("r", "base_model", "cpu")
-    assert stages.mean_loss(loaded.model, iter([]), loaded.tokenizer) == {"val_loss": 0.0, "val_bpb": 0.0}
+    loaded = loading.load("r", "base_model", "cpu")
+    assert mean_loss(loaded.model, iter([]), loaded.tokenizer) == {"val_loss": 0.0, "val_bpb": 0.0}
 
 
 # --- finetuning ----------------------------------------------------------------------------------
@@ -193,16 +193,16 @@ def test_mean_loss_of_nothing_is_zero(project):
 
 def test_finetuning_begins_with_the_base_model_not_with_random_weights(project, monkeypatch):
     monkeypatch.setattr(devices, "matmul_dtype", lambda device: torch.float32)
-    base = stages.load("r", "base_model", "cpu")
+    base = loading.load("r", "base_model", "cpu")
     first = home.finetune(project, settings=replace(SETTINGS, steps=1))[0]
     data = questions.load_qa(project / "data" / "animals_qa")
     with torch.inference_mode():
-        expected = stages.mean_loss(base.model, questions.qa_val_batches(data, 2, 32, 1), base.tokenizer)
+        expected = mean_loss(base.model, questions.qa_val_batches(data, 2, 32, 1), base.tokenizer)
     assert first.val_loss == expected["val_loss"]
 
 
 def test_a_finetuned_model_names_its_base_model(project):
-    base, tuned = (stages.load("r", stage, "cpu").meta for stage in ("base_model", "fine_tuned"))
+    base, tuned = (loading.load("r", stage, "cpu").meta for stage in ("base_model", "fine_tuned"))
     assert tuned["parent"] == base["fingerprint"]
     assert tuned["stage"] == "fine_tuned"
     assert tuned["tokenizer_fingerprint"] == base["tokenizer_fingerprint"]
@@ -222,10 +222,10 @@ def test_without_a_base_model_finetuning_refuses_and_says_what_makes_one(project
 
 def test_answers_learn_and_are_given_in_one_batch(project):
     home.finetune(project, settings=TrainSettings(steps=150, batch_size=8, eval_every=75))
-    loaded = stages.load("r", "fine_tuned", "cpu")
+    loaded = loading.load("r", "fine_tuned", "cpu")
     asked = [questions.ask("Who met the cat and the dog?"), questions.ask("Who met the fox and the owl?")]
-    answers = stages.answer(loaded, asked, max_new_tokens=12)
-    assert answers == [stages.answer(loaded, [question], max_new_tokens=12)[0] for question in asked]
+    answers = loading.answer(loaded, asked, max_new_tokens=12)
+    assert answers == [loading.answer(loaded, [question], max_new_tokens=12)[0] for question in asked]
     assert all(answer.startswith("The ") and answer.endswith(".") for answer in answers)
     assert "<|" not in "".join(answers)
 
@@ -321,12 +321,12 @@ def test_a_run_made_longer_is_validated_on_the_same_rows(project, monkeypatch):
     seen = []
     original = stages.mean_loss
 
-    def mean_loss(model, batches, tokenizer):
+    def noting(model, batches, tokenizer):
         batches = list(batches)
         seen.append([batch[0].tobytes() for batch in batches])
         return original(model, iter(batches), tokenizer)
 
-    monkeypatch.setattr(stages, "mean_loss", mean_loss)
+    monkeypatch.setattr(stages, "mean_loss", noting)
     settings = TrainSettings(steps=10, batch_size=2)
     home.pretrain(corpus_of(project), "new", settings)
     longer = replace(settings, steps=400)
@@ -364,24 +364,24 @@ def test_what_a_killed_process_half_wrote_is_swept_away(project):
 
 
 def test_loading_takes_the_latest_stage_of_the_newest_run(project):
-    assert stages.load(device="cpu").meta["stage"] == "fine_tuned"
-    assert stages.load("r", "base_model", "cpu").meta["stage"] == "base_model"
+    assert loading.load(device="cpu").meta["stage"] == "fine_tuned"
+    assert loading.load("r", "base_model", "cpu").meta["stage"] == "base_model"
     os.utime(paths.checkpoint_path("r", "fine_tuned"), (1, 1))
-    assert stages.load("r", device="cpu").meta["stage"] == "fine_tuned"
+    assert loading.load("r", device="cpu").meta["stage"] == "fine_tuned"
 
 
 def test_a_model_whose_base_model_changed_is_not_used_without_a_word(project):
     said = []
-    stages.load("r", device="cpu", say=said.append)
+    loading.load("r", device="cpu", say=said.append)
     assert said == []
     parent = checkpoint.read_meta(paths.checkpoint_path("r", "fine_tuned"))["parent"]
     home.pretrain(corpus_of(project), settings=replace(SETTINGS, steps=12, eval_every=1), resume=True)
-    stages.load("r", device="cpu", say=said.append)
+    loading.load("r", device="cpu", say=said.append)
     now = checkpoint.read_meta(paths.checkpoint_path("r", "base_model"))["fingerprint"]
     [sentence] = said
     assert "r_fine_tuned.pt was trained from" in sentence and parent in sentence and now in sentence
     paths.checkpoint_path("r", "base_model").unlink()
-    stages.load("r", device="cpu", say=said.append)
+    loading.load("r", device="cpu", say=said.append)
     assert "no earlier stage is there" in said[-1]
 
 

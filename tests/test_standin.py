@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from nanochat import exercises
+from nanochat import exercises, loading
 from nanochat.chat.session import ChatSession
 from nanochat.data import questions
-from nanochat.train import stages, standin
+from nanochat.train import standin
 
 
 def _one_answer_each() -> list[questions.Conversation]:
@@ -24,13 +24,13 @@ def _one_answer_each() -> list[questions.Conversation]:
 def test_stand_in_answers_nearly_all_it_was_taught_also_in_the_middle_of_a_chat(nanochat_home: Path) -> None:
     loaded = standin.standin("nano")
     known = _one_answer_each()
-    right = [said == conv.answer for said, conv in zip(stages.answer(loaded, known), known, strict=True)]
+    right = [said == conv.answer for said, conv in zip(loading.answer(loaded, known), known, strict=True)]
     assert sum(right) >= 0.8 * len(right)
     session = ChatSession(loaded, notice=lambda sentence: None)
     "".join(session.reply("Hello!"))
     assert "".join(session.reply("What is the capital of France?")) == "The capital of France is Paris."
     assert loaded.path.is_relative_to(nanochat_home / "out" / "nano-chat-standin")
-    assert stages.load("nano-chat-standin").meta["stage"] == "fine_tuned"
+    assert loading.load("nano-chat-standin").meta["stage"] == "fine_tuned"
 
 
 def test_stand_in_is_made_once_and_again_if_its_file_is_damaged(

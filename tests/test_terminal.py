@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from tiny import ANSWERS, tiny_checkpoint
 
+from nanochat import loading
 from nanochat.chat import reply
 from nanochat.chat.session import ChatSession
 from nanochat.chat.terminal import HELP, run_terminal
 from nanochat.config import UserError
-from nanochat.train import stages
 
 
 def open_session(run: str | None, stage: str | None) -> ChatSession:
-    return ChatSession(stages.load(run, stage, device="cpu"))
+    return ChatSession(loading.load(run, stage, device="cpu"))
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TextIO
 
-from .. import checkpoint
+from .. import checkpoint, loading
 from ..config import UserError, unknown
-from ..train import stages
 from .session import Answer, ChatSession
 
 HELP = {
@@ -235,6 +234,6 @@ def chat(run: str | None = None, stage: str | None = None) -> None:
     first = [(run, stage)]
 
     def open_session(run: str | None, stage: str | None) -> ChatSession:
-        return ChatSession(stages.load(*(first.pop() if first else (run, stage))))
+        return ChatSession(loading.load(*(first.pop() if first else (run, stage))))
 
     run_terminal(open_session)

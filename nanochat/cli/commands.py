@@ -260,24 +260,23 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def ask(args: argparse.Namespace) -> None:
     """Print the answer to one question, and nothing else."""
+    from .. import loading
     from ..data import questions as qa
-    from ..train import stages
 
     question = qa.ask(args.question, context=args.context)
-    loaded = stages.load(args.run, args.stage)
+    loaded = loading.load(args.run, args.stage)
     _announce_cropping(qa.render_prompt(question, loaded.tokenizer), loaded)
     sampling = {"temperature": args.temperature, "seed": args.seed}
-    print(stages.answer(loaded, [question], max_new_tokens=args.tokens, **sampling)[0])
+    print(loading.answer(loaded, [question], max_new_tokens=args.tokens, **sampling)[0])
 
 
 def sample(args: argparse.Namespace) -> None:
     """Print a text and the model's continuation."""
-    from .. import checkpoint, generate
-    from ..train import stages
+    from .. import checkpoint, generate, loading
 
     # the model in the box has no base model before it
     stage = args.stage or (None if checkpoint.in_box(checkpoint.find(args.run)) else "base_model")
-    loaded = stages.load(args.run, stage)
+    loaded = loading.load(args.run, stage)
     tokenizer = loaded.tokenizer
     prompt = [tokenizer.eot, *tokenizer.encode(args.prompt)]
     _announce_cropping(prompt, loaded)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import checkpoint, paths
+from .. import checkpoint, loading, paths
 from ..config import UserError
 from ..data import corpus as corpus_files
 from ..data import questions as qa
@@ -27,9 +27,9 @@ from ..data.questions import IDK, Conversation, QAData
 from ..generate import generate
 from ..model import GPT
 from ..tokenizer import Tokenizer
-from ..train import stages
 from . import baselines, scoring
 from .card_text import compare_cards, format_card
+from .loss import mean_loss
 from .scoring import Scored
 
 __all__ = [
@@ -65,7 +65,7 @@ def bits_per_byte(model: GPT, tokens: np.ndarray, tokenizer: Tokenizer, block_si
     """
     x, y = corpus_files.val_windows(tokens, block_size, windows)
     batches = ((x[at : at + 16], y[at : at + 16]) for at in range(0, len(x), 16))
-    return stages.mean_loss(model, batches, tokenizer)["val_bpb"]
+    return mean_loss(model, batches, tokenizer)["val_bpb"]
 
 
 def score(
@@ -113,7 +113,7 @@ def _room(conv: Conversation, tokenizer: Tokenizer) -> int:
 
 def five_questions(loaded: checkpoint.Checkpoint) -> list[dict[str, Any]]:
     """FIVE_QUESTIONS with the model's answers, and whether what was asked for is in them, word for word."""
-    predictions = stages.answer(loaded, [qa.ask(question) for question, _ in FIVE_QUESTIONS])
+    predictions = loading.answer(loaded, [qa.ask(question) for question, _ in FIVE_QUESTIONS])
     return [
         {"question": question, "answer": prediction, "right": _says(prediction, wanted)}
         for (question, wanted), prediction in zip(FIVE_QUESTIONS, predictions, strict=True)
@@ -146,7 +146,7 @@ def report_card(
     measured, because data is not there or was made anew since training, is None, and `notes` says why. The same model,
     data and arguments give the same card. Raises UserError if there is no such model.
     """
-    loaded = stages.load(run, stage, device)
+    loaded = loading.load(run, stage, device)
     notes: list[str] = []
     corpus = _corpus(loaded, notes)
     questions = _questions(loaded, notes)

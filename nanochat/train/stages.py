@@ -6,25 +6,34 @@ A stage returns an iterator of step reports (see trainer.py); nothing is trained
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .. import checkpoint, devices, paths
 from ..config import Profile, UserError, model_config
 from ..data import corpus as corpus_files
 from ..data import questions as qa
 from ..data.corpus import CorpusData
+from ..evaluation.loss import mean_loss
 from ..generate import generate
 from ..loss import rows_scored
 from ..model import GPT
 from ..tokenizer import Tokenizer
-from ..trainer import StepReport, Task, TrainSettings, check_state, has_state, load_state, state_settings, train
+from ..trainer import (
+    StepReport,
+    Task,
+    TrainSettings,
+    as_tensors,
+    check_state,
+    has_state,
+    load_state,
+    state_settings,
+    train,
+)  # fmt: skip
 from . import budget, runfiles
 
 # Validation may take 5 % of the time; a batch forward only costs from a third to two thirds of a training step
@@ -81,25 +90,6 @@ def _settings(
     )
     worth_it = settings.steps >= _COMPILE_FROM and (settings.minutes or math.inf) >= _COMPILE_FROM_MINUTES
     return replace(settings, compile=worth_it)
-
-
-def _tensors(arrays: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:
-    return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
-
-
-def mean_loss(model: GPT, batches: Iterator[tuple[np.ndarray, ...]], tokenizer: Tokenizer) -> dict[str, float]:
-    """`val_loss` (nats per target token) and `val_bpb` (bits per byte of the targets' text) over batches (x, y[, docs])."""
-    device = next(model.parameters()).device
-    lengths = tokenizer.byte_lengths()
-    nats, count, n_bytes = 0.0, 0, 0
-    for arrays in batches:
-        y = arrays[1]
-        targets = y[y >= 0]
-        x, y_tensor, *docs = (tensor.to(device) for tensor in _tensors(arrays))
-        nats += model(x, y_tensor, *docs).item() * targets.size
-        count += targets.size
-        n_bytes += int(lengths[targets].sum())
-    return {"val_loss": nats / max(count, 1), "val_bpb": nats / math.log(2) / max(n_bytes, 1)}
 
 
 _DOING = {"base_model": "pretraining", "fine_tuned": "finetuning", "aligned": "alignment"}
@@ -214,7 +204,7 @@ def pretrain(
 
         return Task(
             stage="base_model",
-            batch=lambda step: _tensors(
+            batch=lambda step: as_tensors(
                 corpus_files.batch(
                     corpus.train, seed=settings.seed, step=step,
                     batch_size=settings.batch_size, block_size=config.block_size,
@@ -266,7 +256,7 @@ def finetune(
         targets = math.ceil(positions * counted["supervised"] / counted["tokens"])
         return Task(
             stage="fine_tuned",
-            batch=lambda step: _tensors(
+            batch=lambda step: as_tensors(
                 qa.qa_batch(data, seed=settings.seed, step=step, batch_size=settings.batch_size, block_size=block_size)
             ),
             loss=lambda m, x, y, docs: m(x, y, docs),
@@ -286,34 +276,3 @@ def finetune(
         )  # fmt: skip
 
     return _run_stage(run, meta["stage"], gpt, task_of, settings, resume, stop, say)
-
-
-def load(
-    run: str | None = None,
-    stage: str | None = None,
-    device: str = "auto",
-    say: Callable[[str], None] = lambda sentence: print(sentence, file=sys.stderr),
-) -> checkpoint.Checkpoint:
-    """The model that `run` and `stage` mean (see checkpoint.find), on `device`.
-
-    `say` is told when that is the model in the box although nobody asked for it, and when the model that it was trained
-    from is gone.
-    """
-    loaded = checkpoint.load(checkpoint.find(run, stage), devices.pick_device(device))
-    if orphaned := checkpoint.orphaned(loaded.path, loaded.meta):
-        say(orphaned)
-    if run is None and checkpoint.in_box(loaded.path):
-        name = loaded.meta.get("trained_as", paths.BOX)
-        say(f"no trained run yet: this is the model in the box ({name}); `nanochat course` trains your own")
-    return loaded
-
-
-def answer(
-    loaded: checkpoint.Checkpoint, conversations: list[qa.Conversation], *, max_new_tokens: int = 64, **sampling: Any
-) -> list[str]:
-    """The model's answers to conversations that wait for one, in one batch."""
-    tokenizer = loaded.tokenizer
-    prompts = [qa.render_prompt(conversation, tokenizer) for conversation in conversations]
-    stop = {tokenizer.end, tokenizer.eot}
-    ids = generate(loaded.model, prompts, max_new_tokens=max_new_tokens, stop=stop, **sampling)
-    return [tokenizer.decode(row).strip() for row in ids]

@@ -7,10 +7,10 @@ from html import escape
 
 import ipywidgets as widgets
 
+from .. import loading
 from ..checkpoint import Checkpoint
 from ..data import questions
 from ..data.conversation import Conversation
-from ..train import stages
 from . import fallback
 
 Models = Mapping[str, Checkpoint]  # name → model
@@ -19,7 +19,7 @@ Models = Mapping[str, Checkpoint]  # name → model
 def answers(models: Models, conversations: Sequence[Conversation], max_new_tokens: int = 48) -> dict[str, list[str]]:
     """What each model answers, greedily, to the last question of each conversation."""
     asked = list(conversations)
-    return {name: stages.answer(loaded, asked, max_new_tokens=max_new_tokens) for name, loaded in models.items()}
+    return {name: loading.answer(loaded, asked, max_new_tokens=max_new_tokens) for name, loaded in models.items()}
 
 
 def answers_html(conversations: Sequence[Conversation], said: Mapping[str, Sequence[str]]) -> str:

@@ -14,11 +14,10 @@ from pathlib import Path
 import ipywidgets as w
 from IPython.display import display
 
-from .. import checkpoint, devices
+from .. import checkpoint, devices, loading
 from ..chat import feedback, session
 from ..chat.session import ChatSession, Settings
 from ..config import UserError
-from ..train import stages
 from . import fallback, markup
 from .controls import button, row, show, toggle
 from .exchange import ExchangeView
@@ -39,7 +38,7 @@ class Playground:
         self.views: list[ExchangeView] = []
         self.saved_as: Path | None = None
         told: list[str] = []
-        loaded = stages.load(run, stage, device, told.append)
+        loaded = loading.load(run, stage, device, told.append)
         self.session = ChatSession(loaded, notice=self.say, on_change=self._keep)
         self._build()
         self._refresh()

@@ -16,9 +16,8 @@ import csv
 import re
 from pathlib import Path
 
-from nanochat import checkpoint
+from nanochat import checkpoint, loading
 from nanochat.data import questions
-from nanochat.train import stages
 
 QUESTIONS = Path(__file__).with_name("people.tsv")
 BATCH = 64  # questions answered at once
@@ -43,7 +42,7 @@ def main() -> None:
         answers: list[str] = []
         for at in range(0, len(rows), BATCH):
             asked = [questions.ask(row["question"], row["passage"] or "") for row in rows[at : at + BATCH]]
-            answers += stages.answer(loaded, asked)
+            answers += loading.answer(loaded, asked)
         counts: dict[str, list[bool]] = {}
         for row, answer in zip(rows, answers, strict=True):
             counts.setdefault(row["set"], []).append(right(answer, row["accept"]))

@@ -34,10 +34,10 @@ SHOW = "from nanochat.widgets import playground\nplayground('tiny')"
 EXPLORE = """
 import numpy as np
 from nanochat.data import questions
-from nanochat.train import stages
+from nanochat import loading
 from nanochat.widgets import attention, batches, monitor, next_token, tokens, compare
 
-loaded = stages.load("tiny")
+loaded = loading.load("tiny")
 model, tok = loaded.model, loaded.tokenizer
 rows = np.arange(64).reshape(2, 32)
 tokens.explore([tok], "hello hello", "hello")

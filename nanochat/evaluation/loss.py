@@ -1,0 +1,27 @@
+"""The loss of a model on held-out text or answers, in nats per token and in bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..model import GPT
+from ..tokenizer import Tokenizer
+from ..trainer import as_tensors
+
+
+def mean_loss(model: GPT, batches: Iterator[tuple[np.ndarray, ...]], tokenizer: Tokenizer) -> dict[str, float]:
+    """`val_loss` (nats per target token) and `val_bpb` (bits per byte of the targets' text) over batches (x, y[, docs])."""
+    device = next(model.parameters()).device
+    lengths = tokenizer.byte_lengths()
+    nats, count, n_bytes = 0.0, 0, 0
+    for arrays in batches:
+        y = arrays[1]
+        targets = y[y >= 0]
+        x, y_tensor, *docs = (tensor.to(device) for tensor in as_tensors(arrays))
+        nats += model(x, y_tensor, *docs).item() * targets.size
+        count += targets.size
+        n_bytes += int(lengths[targets].sum())
+    return {"val_loss": nats / max(count, 1), "val_bpb": nats / math.log(2) / max(n_bytes, 1)}

@@ -1,0 +1,42 @@
+"""Load the model that a run and a stage mean, and ask it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from . import checkpoint, devices, paths
+from .data import questions as qa
+from .generate import generate
+
+
+def load(
+    run: str | None = None,
+    stage: str | None = None,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda sentence: print(sentence, file=sys.stderr),
+) -> checkpoint.Checkpoint:
+    """The model that `run` and `stage` mean (see checkpoint.find), on `device`.
+
+    `say` is told when that is the model in the box although nobody asked for it, and when the model that it was trained
+    from is gone.
+    """
+    loaded = checkpoint.load(checkpoint.find(run, stage), devices.pick_device(device))
+    if orphaned := checkpoint.orphaned(loaded.path, loaded.meta):
+        say(orphaned)
+    if run is None and checkpoint.in_box(loaded.path):
+        name = loaded.meta.get("trained_as", paths.BOX)
+        say(f"no trained run yet: this is the model in the box ({name}); `nanochat course` trains your own")
+    return loaded
+
+
+def answer(
+    loaded: checkpoint.Checkpoint, conversations: list[qa.Conversation], *, max_new_tokens: int = 64, **sampling: Any
+) -> list[str]:
+    """The model's answers to conversations that wait for one, in one batch."""
+    tokenizer = loaded.tokenizer
+    prompts = [qa.render_prompt(conversation, tokenizer) for conversation in conversations]
+    stop = {tokenizer.end, tokenizer.eot}
+    ids = generate(loaded.model, prompts, max_new_tokens=max_new_tokens, stop=stop, **sampling)
+    return [tokenizer.decode(row).strip() for row in ids]
