@@ -32,8 +32,9 @@ PYPI_NAME = {"pytorch-cpu": "torch", "matplotlib-base": "matplotlib"}
 
 
 def requirements(lines: list[str]) -> dict[str, SpecifierSet]:
+    """What is asked of each package but this one, whose extras an extra may name."""
     parsed = [Requirement(line) for line in lines]
-    return {canonicalize_name(requirement.name): requirement.specifier for requirement in parsed}
+    return {canonicalize_name(asked.name): asked.specifier for asked in parsed if asked.name != PROJECT["name"]}
 
 
 RUNTIME = requirements(PROJECT["dependencies"])
@@ -80,8 +81,9 @@ def test_conda_environment_asks_for_the_same_versions_as_pyproject() -> None:
         conda[PYPI_NAME.get(name, name)] = SpecifierSet(version)
     assert conda.pop("pip") == SpecifierSet()
     assert conda.pop("python") == SpecifierSet(PROJECT["requires-python"])
-    assert {name: conda.get(name) for name in RUNTIME} == RUNTIME
-    tools = {name: version for name, version in conda.items() if name not in RUNTIME}
+    needed = RUNTIME | EXTRAS["course"]
+    assert {name: conda.get(name) for name in needed} == needed
+    tools = {name: version for name, version in conda.items() if name not in needed}
     assert tools == {name: EXTRAS["dev"].get(name) for name in tools}
     assert {"pytest", "nbval", "hypothesis"} <= tools.keys()
 
@@ -111,6 +113,63 @@ def test_importing_the_package_loads_nothing_heavy_and_no_network() -> None:
     heavy = {"torch", "numpy", "tiktoken", "tokenizers", "matplotlib", "IPython"}
     network = {"socket", "ssl", "http.client", "urllib.request", "urllib3", "requests"}
     assert not loaded & (heavy | network)
+
+
+DISTRIBUTION = {"PIL": "pillow", "IPython": "ipython", "yaml": "pyyaml"}
+
+
+def packages_imported(path: Path) -> set[str]:
+    """The distributions from elsewhere that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).split(".")[0])
+    return {DISTRIBUTION.get(name, name) for name in found - {"nanochat"} - sys.stdlib_module_names}
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    declared = set(RUNTIME) | set(EXTRAS["course"]) | set(EXTRAS["app"]) | set(EXTRAS["hf"])
+    imported_ones = set().union(*(packages_imported(path) for path in (ROOT / "nanochat").rglob("*.py")))
+    assert imported_ones <= declared
+
+
+WITHOUT_COURSE = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {packages}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from nanochat.cli import parser
+sys.exit(parser.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["ask", "What is the capital of France?", "--run", "box"], 0, "Paris"),
+        (["pretrain", "--profile", "smoke", "--steps", "1", "--run", "bare"], 0, "the model is"),
+        (["evaluate", "--run", "box", "--limit", "1"], 0, "Five questions"),
+        (["course", "--profile", "smoke"], 2, "pip install 'nanochat[course]'"),
+        (["lab"], 2, "pip install 'nanochat[course]'"),
+    ],
+)
+def test_without_the_notebooks_packages_it_trains_and_answers(
+    nanochat_home: Path, words: list[str], status: int, said: str
+) -> None:
+    (nanochat_home / "notebooks").mkdir()
+    names = {name for name, distribution in DISTRIBUTION.items() if distribution in EXTRAS["course"]}
+    program = WITHOUT_COURSE.format(packages=set(EXTRAS["course"]) | names)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NANOCHAT_HOME": str(nanochat_home)}
+    done = subprocess.run([sys.executable, "-c", program, *words], text=True, capture_output=True, env=environment)
+    assert done.returncode == status, done.stderr
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_data_modules_do_not_load_torch() -> None:

@@ -341,6 +341,8 @@ def lab(args: argparse.Namespace) -> None:
     notebooks = paths.home() / "notebooks"
     if not notebooks.is_dir():
         raise UserError(f"there is no folder {notebooks}; run this in a checkout of nanochat")
+    import jupyterlab  # noqa: F401 (what is missing is said before this process becomes another)
+
     # Kernels run in that folder, and must find this project all the same.
     os.environ["NANOCHAT_HOME"] = str(paths.home())
     command = [sys.executable, "-m", "jupyterlab", "--LabApp.news_url=None", str(notebooks)]

@@ -243,6 +243,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         commands.say(f"nanochat: {commands.one_line(error)}")
         return 2
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("nanochat"):
+            raise
+        commands.say(
+            f"nanochat: {args.command} needs the package {error.name}; install what the notebooks need with: "
+            "pip install 'nanochat[course]'"
+        )
+        return 2
     except KeyboardInterrupt:
         commands.say("nanochat: interrupted")
         return 130
