@@ -36,7 +36,7 @@ test: lint ## lint, then every test
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 test-fast: $(READY) ## the tests that take seconds
-	@$(BIN)/python -m pytest -q -m "not slow and not browser and not notebook"
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not browser and not notebook"
 
 lint: $(READY) ## ruff: rules and format, notebooks included
 	@$(BIN)/ruff check --quiet --output-format concise .

@@ -179,3 +179,11 @@ def test_the_saved_output_shows_the_earlier_training(monkeypatch: pytest.MonkeyP
     assert widget is watched.widget
     assert html == panel_html(_records())
     assert text.startswith("step 4 of 4")
+
+
+def test_stopped_while_steps_are_tried_out_it_says_that_nothing_was_changed() -> None:
+    watched = Monitor(lambda **how: iter(()))
+    watched.start()
+    watched.join(30)
+    assert "Stopped before the first step" in watched.notice.value
+    assert (watched.start_button.disabled, watched.resume_button.disabled) == (False, True)

@@ -596,6 +596,19 @@ def test_on_a_machine_without_a_compiler_it_trains_the_same_and_says_so(tmp_path
     assert steps_of(got) == expected
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+def test_a_compiled_run_that_is_left_and_resumed_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    settings = replace(SETTINGS, compile=True)
+    whole = run(tmp_path / "a", fresh("nano"), settings)
+    before = run(tmp_path / "b", fresh("nano"), settings, take=6)
+    after = run(tmp_path / "b", fresh("nano", seed=9), settings, resume=True)
+    assert steps_of([*before, *after]) == steps_of(whole)
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+
+
 def make_plain(model, lr_scale, weight_decay):
     """Plain gradient descent: unlike Adam and Muon it does not blow rounding errors of tiny gradients up."""
     from nanochat.optim import Optimizers

@@ -169,7 +169,12 @@ class Monitor:
                     self.bar.value = bar_html(self.records)
             last = self.records[-1] if self.records else None
             resumable = last is not None and last["step"] < last["total"]
-            end = f"Stopped after step {last['step']}; Go on continues from there." if resumable and last else "Done."
+            if last is None:
+                end = "Stopped before the first step; nothing was changed."
+            elif resumable:
+                end = f"Stopped after step {last['step']}; Go on continues from there."
+            else:
+                end = "Done."
             self._show(" ".join([*notices, end]))
         except Exception as error:  # a thread's exception would be lost: the person at the widget should see it
             self._draw()
