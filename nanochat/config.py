@@ -124,6 +124,17 @@ def model_config(name: str, vocab_size: int | None = None, **overrides: Any) -> 
 
 
 @dataclass(frozen=True)
+class StageBudget:
+    """How long one stage is trained in a profile, and how. The fields mean what they do in trainer.TrainSettings."""
+
+    steps: int
+    minutes: float = 0.0  # a machine for which the steps would take longer makes fewer; 0: never
+    lr_scale: float = 1.0
+    decay_from: float = 0.4
+    optimizer: str = "muon"
+
+
+@dataclass(frozen=True)
 class Profile:
     """How much of everything one run of the course does, and what it works on."""
 
@@ -134,14 +145,14 @@ class Profile:
     size: str  # how much of the almanac is generated
     tokenizer: str
     model: str
-    pretrain_steps: int
-    finetune_steps: int
     batch_size: int  # rows of block_size tokens in one step
     eval_questions: int  # at most so many held-out questions of each kind are asked for the report card
-    pretrain_minutes: float = 0.0  # a machine for which the steps would take longer makes fewer; 0: never
-    finetune_minutes: float = 0.0
-    finetune_lr_scale: float = 1.0
+    stages: dict[str, StageBudget]
     device: str = "auto"
+
+
+def _stages(pretrain: StageBudget, finetune: StageBudget) -> dict[str, StageBudget]:
+    return {"base_model": pretrain, "fine_tuned": replace(finetune, decay_from=0.0)}  # finetuning only slows down
 
 
 _DEFAULT = Profile(
@@ -152,31 +163,26 @@ _DEFAULT = Profile(
     size="default",
     tokenizer="bpe:1024",
     model="nano",
-    pretrain_steps=500,
-    finetune_steps=3000,
     batch_size=16,
     eval_questions=100,
-    pretrain_minutes=1.75,
-    finetune_minutes=6.75,
-    finetune_lr_scale=0.5,
+    stages=_stages(StageBudget(500, minutes=1.75), StageBudget(3000, minutes=6.75, lr_scale=0.5)),
 )
 
 PROFILES: dict[str, Profile] = {
     "smoke": replace(
-        _DEFAULT, name="smoke", run="smoke", size="smoke", tokenizer="bpe:512", pretrain_steps=20, finetune_steps=12,
-        batch_size=4, eval_questions=8, pretrain_minutes=0.0, finetune_minutes=0.0,
+        _DEFAULT, name="smoke", run="smoke", size="smoke", tokenizer="bpe:512", batch_size=4, eval_questions=8,
+        stages=_stages(StageBudget(20), StageBudget(12, lr_scale=0.5)),
     ),
     "default": _DEFAULT,
     "long": replace(
-        _DEFAULT, name="long", run="nano-long", model="nano-long", size="full", pretrain_steps=2500, finetune_steps=9000,
-        # Beginning at half the rates, as the default does, spoils what 2,500 steps had settled: after 600 of 1,000 steps of
-        # finetuning the validation loss was 0.30; with 0.2 it was 0.15, with 0.1 it was 0.11
-        eval_questions=400, pretrain_minutes=16.0, finetune_minutes=60.0, finetune_lr_scale=0.15,
+        _DEFAULT, name="long", run="nano-long", model="nano-long", size="full", eval_questions=400,
+        # beginning at half the rates, as the default does, spoils what 2,500 steps had settled
+        stages=_stages(StageBudget(2500, minutes=16.0), StageBudget(9000, minutes=60.0, lr_scale=0.15)),
     ),
     "gpu": replace(
         _DEFAULT, name="gpu", run="GPT2-Small", corpus="TinyStories", qa="squad_v2", tokenizer="gpt2", model="GPT2-Small",
-        pretrain_steps=20000, finetune_steps=3000, batch_size=32, eval_questions=400, pretrain_minutes=0.0,
-        finetune_minutes=0.0, finetune_lr_scale=0.6, device="cuda",
+        batch_size=32, eval_questions=400, device="cuda",
+        stages=_stages(StageBudget(20000), StageBudget(3000, lr_scale=0.6)),
     ),
 }  # fmt: skip
 

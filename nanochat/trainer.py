@@ -8,7 +8,6 @@ a CPU, as if nothing had happened.
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 import time
@@ -22,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import checkpoint, devices, paths
-from .config import UserError, positive
+from . import devices
+from .config import UserError, positive, unknown
 from .model import GPT
-from .optim import make_optimizers, schedule
+from .optim import OPTIMIZERS, make_optimizers, schedule
+from .state import save_state
 
 Batch = tuple[Tensor, ...]  # what the loss function takes
 SAVE_EVERY_S = 60.0  # at most so much training is lost to a killed process, twice as much if it dies while saving
@@ -36,7 +36,8 @@ class TrainSettings:
     """How to train. Raises UserError for values that cannot work.
 
     `tokens` and `minutes`, where they are not 0, allow fewer steps than `steps` (budget.py finds out how many: `train`
-    itself goes by `steps` alone). `lr_scale` multiplies the learning rates of optim.py. Validation runs before the first
+    itself goes by `steps` alone). `optimizer` is one of
+    optim.OPTIMIZERS, `lr_scale` multiplies its learning rates. Validation runs before the first
     step, every `eval_every` steps and after the last.
     """
 
@@ -49,6 +50,7 @@ class TrainSettings:
     warmup: int = 0
     decay_from: float = 0.4
     weight_decay: float = 0.0
+    optimizer: str = "muon"
     grad_clip: float = 1.0
     eval_every: int = 0  # 0: ten times in a run
     val_batches: int = 0  # 0: as many as take a twentieth of the time; chosen once, so that all losses of a run compare
@@ -67,6 +69,8 @@ class TrainSettings:
         for name in ("minutes", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} must be at least 0, not {getattr(self, name)!r}")
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
         if not 0 <= self.decay_from <= 1:
             raise UserError(f"decay_from must be a share of the steps, 0 to 1, not {self.decay_from!r}")
 
@@ -169,17 +173,6 @@ def as_tensors(arrays: Iterable[np.ndarray]) -> Batch:
     return tuple(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
 
 
-def _cpu_state(value: Any) -> Any:
-    """A copy on the CPU of nested state, for saving."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, dict):
-        return {key: _cpu_state(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_cpu_state(item) for item in value]
-    return value
-
-
 class _Training:
     """A training in progress: the model, its optimizers, the best result so far and the clock."""
 
@@ -188,7 +181,7 @@ class _Training:
         self.device = next(model.parameters()).device
         self.dtype = devices.matmul_dtype(self.device)
         devices.prepare_device(self.device)
-        self.optimizers = make_optimizers(model, settings.lr_scale, settings.weight_decay)
+        self.optimizers = make_optimizers(model, settings.lr_scale, settings.weight_decay, name=settings.optimizer)
         torch.manual_seed(settings.seed)
         self.best, self.before_s = math.inf, 0.0  # seconds before a resume
         self.compiles = settings.compile
@@ -223,15 +216,11 @@ class _Training:
             "identity": {**self.task.identity, "stage": self.task.stage}, "settings": asdict(self.settings),
             "meta": self.task.meta, "step": step, "best": self.best, "rng": torch.get_rng_state(),
             "elapsed_s": self.elapsed_s(), "model": self.model.state_dict(),
-            "optimizers": _cpu_state(self.optimizers.state_dict()),
+            "optimizers": self.optimizers.state_dict(),
         }  # fmt: skip
         if self.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.device)
-        checkpoint.save_file(unfinished_state(path), state)
-        if path.is_file():
-            os.replace(path, previous_state(path))
-        os.replace(unfinished_state(path), path)
-        paths.flush_folder(path.parent)
+        save_state(path, state)
         self.saved_step, self.saved_at = step, time.perf_counter()
 
     def save_is_due(self) -> bool:
@@ -387,38 +376,6 @@ def _check_finite(what: str, value: float, step: int) -> None:
 
 
 FREE = ("steps", "tokens", "minutes", "eval_every", "val_batches", "compile")  # settings that may change on resume
-
-
-def previous_state(path: Path) -> Path:
-    """Where the state before the one in `path` is kept."""
-    return path.with_name(f"{path.stem}.previous{path.suffix}")
-
-
-def unfinished_state(path: Path) -> Path:
-    """Where a state waits until it takes the place of the one in `path`; killed then, a process leaves it there."""
-    return path.with_name(f"{path.name}.next")
-
-
-def has_state(path: Path) -> bool:
-    """Whether there is a state to go on from."""
-    return path.is_file() or previous_state(path).is_file()
-
-
-def load_state(path: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """The newest state that can be read: that in `path`, or the one before it, and then `say` is told.
-
-    Raises UserError if there is none.
-    """
-    try:
-        state = checkpoint.load_file(path)
-    except UserError as error:
-        if not previous_state(path).is_file():
-            raise
-        state = checkpoint.load_file(previous_state(path))
-        say(f"{error}: going on from the state before it, after {state['step']} steps.")
-    if "settings" not in state:
-        raise UserError(f"{path.name} is no training state of this version of nanochat; start over without resume")
-    return state
 
 
 def state_settings(state: dict[str, Any]) -> TrainSettings:

@@ -502,7 +502,7 @@ def test_resume_needs_no_more_than_the_name_of_the_run(project, nanochat, monkey
     state = checkpoint.load_file(paths.last_path("r", stage))
     assert (state["step"], state["settings"]) == (5, begun)
     assert (begun["batch_size"], begun["seed"]) == (3, 7)
-    assert begun["lr_scale"] == (1.0 if stage == "base_model" else config.profile("long").finetune_lr_scale)
+    assert begun["lr_scale"] == (1.0 if stage == "base_model" else config.profile("long").stages[stage].lr_scale)
 
 
 def test_a_run_made_longer_and_interrupted_again_goes_on_to_its_new_end(project, nanochat, monkeypatch):

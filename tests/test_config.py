@@ -117,8 +117,10 @@ def test_every_profile_names_a_model_a_tokenizer_and_positive_amounts(name):
     assert chosen.name == name
     assert chosen.model in MODEL_PRESETS
     parse_spec(chosen.tokenizer)
-    for amount in ("pretrain_steps", "finetune_steps", "batch_size", "eval_questions"):
+    for amount in ("batch_size", "eval_questions"):
         positive(amount, getattr(chosen, amount))
+    for planned in chosen.stages.values():
+        positive("steps", planned.steps)
 
 
 def test_the_four_profiles_exist_and_a_mistyped_one_is_named():

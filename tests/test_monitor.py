@@ -14,7 +14,8 @@ import torch
 from small import counting_task, small_config
 
 from nanochat.model import GPT
-from nanochat.trainer import StepReport, TrainSettings, load_state, train
+from nanochat.state import load_state
+from nanochat.trainer import StepReport, TrainSettings, train
 from nanochat.widgets import monitor
 from nanochat.widgets.monitor import CURVES, Monitor, panel_html, sentence
 

@@ -544,7 +544,7 @@ def test_the_smoke_course_reports_every_notebook_and_stage(smoke_course):
     assert list(content["cards"]) == ["base_model", "fine_tuned"]
     profile = config.profile("smoke")
     trained = [content["models"][stage]["trained_steps"] for stage in ("base_model", "fine_tuned")]
-    assert trained == [profile.pretrain_steps, profile.finetune_steps]
+    assert trained == [planned.steps for planned in profile.stages.values()]
     text = (folder / "report.md").read_text(encoding="utf-8")
     pictures = re.findall(r"^!\[.+\]\((.+)\)$", text, re.MULTILINE)
     assert len(pictures) == 8 and all((folder / name).is_file() for name in pictures)

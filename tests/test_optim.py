@@ -10,7 +10,7 @@ from small import ARCHS, ids, small_model
 from torch import Tensor, nn
 
 from nanochat import devices, optim
-from nanochat.optim import Muon, make_optimizers, orthogonalize, schedule
+from nanochat.optim import OPTIMIZERS, Muon, make_optimizers, orthogonalize, schedule
 
 both = pytest.mark.parametrize("arch", ARCHS)
 
@@ -150,10 +150,11 @@ def test_decay_shrinks_a_matrix_by_the_learning_rate_times_the_decay():
 # --- the two together ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @both
-def test_every_parameter_has_exactly_one_optimizer_a_tied_one_too(arch):
+def test_every_parameter_has_exactly_one_optimizer_a_tied_one_too(arch, name):
     model = small_model(arch)
-    held = [id(p) for group in make_optimizers(model).groups() for p in group["params"]]
+    held = [id(p) for group in make_optimizers(model, name=name).groups() for p in group["params"]]
     assert len(held) == len(set(held))
     assert set(held) == {id(p) for p in model.parameters()}
 

@@ -404,14 +404,15 @@ def test_a_standin_is_used_only_by_its_name(project):
     assert [run for run, _, _ in checkpoint.available() if run != "box"][-2:] == ["late", "late"]
 
 
+@pytest.mark.parametrize("stage", ["base_model", "fine_tuned"])
 @pytest.mark.parametrize("name", PROFILES)
-def test_profiles_say_how_to_train_and_what_is_given_wins(name):
+def test_profiles_say_how_to_train_and_what_is_given_wins(name, stage):
     chosen = profile(name)
-    assert stages.pretrain_settings(chosen).steps == chosen.pretrain_steps
-    assert stages.finetune_settings(chosen).steps == chosen.finetune_steps
-    for settings in (stages.pretrain_settings, stages.finetune_settings):
-        assert settings(chosen).batch_size == chosen.batch_size
-        given = settings(chosen, steps=3, batch_size=2, seed=0)
-        assert (given.steps, given.batch_size, given.seed) == (3, 2, 0)
+    settings, planned = stages.settings_for(chosen, stage), chosen.stages[stage]
+    for what in ("steps", "minutes", "lr_scale", "decay_from", "optimizer"):
+        assert getattr(settings, what) == getattr(planned, what)
+    assert settings.batch_size == chosen.batch_size
+    given = stages.settings_for(chosen, stage, steps=3, batch_size=2, seed=0)
+    assert (given.steps, given.minutes, given.batch_size, given.seed) == (3, 0.0, 2, 0)
     with pytest.raises(UserError, match="steps"):
-        stages.pretrain_settings(chosen, steps=0)
+        stages.settings_for(chosen, stage, steps=0)

@@ -14,7 +14,9 @@ from small import ARCHS, counting, counting_task, small_config, small_model, ste
 from nanochat import checkpoint, devices, trainer
 from nanochat.config import UserError
 from nanochat.model import GPT
-from nanochat.trainer import TrainSettings, check_state, load_state, previous_state, state_settings, train
+from nanochat.optim import OPTIMIZERS
+from nanochat.state import load_state, previous_state
+from nanochat.trainer import TrainSettings, check_state, state_settings, train
 
 SETTINGS = TrainSettings(steps=10, batch_size=4, seed=5, eval_every=4)
 
@@ -71,6 +73,7 @@ def equal(one, other) -> bool:
         ("grad_clip", [0, math.nan]),
         ("weight_decay", [-0.1, math.nan]),
         ("decay_from", [-0.1, 1.1, math.nan]),
+        ("optimizer", ["", "sgd", "Muon", None]),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(name, values):
@@ -89,9 +92,11 @@ def test_validation_comes_ten_times_a_run_unless_told_otherwise(steps, interval)
 # --- what a run reports --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("arch", ARCHS)
-def test_a_run_learns(tmp_path, arch):
-    reports = run(tmp_path, fresh(arch), replace(SETTINGS, steps=60))
+def test_a_run_learns(tmp_path, arch, optimizer):
+    scale = 1.0 if optimizer == "muon" else 10.0  # sixty steps are few for AdamW at its usual rate
+    reports = run(tmp_path, fresh(arch), replace(SETTINGS, steps=60, optimizer=optimizer, lr_scale=scale))
     assert reports[-1].val_loss < 0.6 * reports[0].val_loss
 
 
@@ -257,6 +262,19 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, arch, cras
     best = [torch.load(tmp_path / name / "best.pt", weights_only=True) for name in "ab"]
     assert best[0]["step"] == best[1]["step"]
     assert equal(best[0]["weights"], best[1]["weights"])
+
+
+def test_a_run_with_adamw_alone_resumes_bit_for_bit_and_with_no_other_optimizer(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    settings = replace(SETTINGS, optimizer="adamw", weight_decay=0.1)
+    whole = run(tmp_path / "a", settings=settings)
+    before = run(tmp_path / "b", settings=settings, take=6)
+    with pytest.raises(UserError, match="begun with optimizer 'adamw', now it is 'muon'"):
+        run(tmp_path / "b", settings=replace(settings, optimizer="muon"), resume=True)
+    after = run(tmp_path / "b", fresh(seed=9), settings, resume=True)
+    assert steps_of([*before, *after]) == steps_of(whole)
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
 
 
 def test_a_resume_goes_on_counting_time(tmp_path):
@@ -568,7 +586,7 @@ def test_a_compiler_that_fails_when_first_used_is_given_up_too(tmp_path, monkeyp
 @pytest.mark.parametrize("arch", ARCHS)
 def test_compiled_training_is_eager_training_up_to_rounding(tmp_path, monkeypatch, arch):
     monkeypatch.setattr(devices, "matmul_dtype", lambda device: torch.float32)
-    monkeypatch.setattr(trainer, "make_optimizers", lambda *args: make_plain(*args))
+    monkeypatch.setattr(trainer, "make_optimizers", lambda *args, name: make_plain(*args))
     said = []
     eager = run(tmp_path, fresh(arch))
     compiled = list(train(fresh(arch), counting_task(tmp_path), replace(SETTINGS, compile=True), say=said.append))

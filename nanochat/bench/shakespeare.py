@@ -92,7 +92,9 @@ def _train_by_default() -> Iterator[StepReport]:
     """The default profile's pretraining, validated as it always is."""
     profile = PROFILES["default"]
     data = corpus.prepare_corpus(CORPUS, profile.tokenizer)
-    return stages.pretrain("bench", data, model=profile.model, settings=stages.pretrain_settings(profile), say=_say)
+    return stages.pretrain(
+        "bench", data, model=profile.model, settings=stages.settings_for(profile, "base_model"), say=_say
+    )
 
 
 def _say(text: str) -> None:

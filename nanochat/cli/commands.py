@@ -110,10 +110,10 @@ def pretrain(args: argparse.Namespace) -> None:
     run = args.run or config.choose(profile.name, model=args.model or "").run
     if args.resume:
         begun, meta = stages.begun(run, "base_model")
-        settings = _settings_to_resume(args, begun, stages.pretrain_settings)
+        settings = _settings_to_resume(args, begun, "base_model")
         corpus, model = _corpus_of(run, meta, args), args.model or meta["model_name"]
     else:
-        settings = stages.pretrain_settings(profile, **_typed(args))
+        settings = stages.settings_for(profile, "base_model", **_typed(args))
         corpus, model = _corpus_to_read(args), args.model or profile.model
     reports = stages.pretrain(
         run, corpus, model=model, settings=settings, device=args.device, resume=args.resume, say=say
@@ -131,14 +131,14 @@ def finetune(args: argparse.Namespace) -> None:
     run = args.run or checkpoint.find(None, "base_model").parent.name
     if args.resume:
         begun, meta = stages.begun(run, "fine_tuned")
-        settings = _settings_to_resume(args, begun, stages.finetune_settings)
+        settings = _settings_to_resume(args, begun, "fine_tuned")
         questions, size = args.qa or meta["qa"], meta["size"]
         if len({sources.corpus_name(spec, sources.QA_SETS) for spec in (questions, meta["qa"])}) > 1:
             raise UserError(
                 f"run {run!r} is being finetuned on {meta['qa']}, not {questions}; leave --qa or --resume out"
             )
     else:
-        settings = stages.finetune_settings(profile, **_typed(args))
+        settings = stages.settings_for(profile, "fine_tuned", **_typed(args))
         questions, size = args.qa or profile.qa, profile.size
     reports = stages.finetune(
         run, questions, settings=settings, size=size, device=args.device, resume=args.resume, say=say
@@ -158,7 +158,7 @@ def _typed(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("steps", "tokens", "minutes", "batch_size", "seed")}
 
 
-def _settings_to_resume(args: argparse.Namespace, begun: TrainSettings, of_profile: Any) -> TrainSettings:
+def _settings_to_resume(args: argparse.Namespace, begun: TrainSettings, stage: str) -> TrainSettings:
     """The settings a training was begun with, but for what was typed: that is checked against them when it goes on.
 
     Raises UserError for a budget that a training to be resumed cannot have.
@@ -167,8 +167,11 @@ def _settings_to_resume(args: argparse.Namespace, begun: TrainSettings, of_profi
         raise UserError("how long a run takes was decided when it began; to make it longer, resume with more --steps")
     typed = {name: value for name, value in _typed(args).items() if value is not None}
     if args.named_profile:
-        named = of_profile(args.named_profile)
-        typed = {"batch_size": named.batch_size, "lr_scale": named.lr_scale, **typed}
+        from ..train import stages
+
+        named = stages.settings_for(args.named_profile, stage)
+        asked = {name: getattr(named, name) for name in ("batch_size", "lr_scale", "decay_from", "optimizer")}
+        typed = asked | typed
     return dataclasses.replace(begun, **typed)
 
 

@@ -16,7 +16,8 @@ from filelock import FileLock, Timeout
 
 from .. import checkpoint, paths
 from ..config import UserError
-from ..trainer import StepReport, previous_state, unfinished_state
+from ..state import previous_state, unfinished_state
+from ..trainer import StepReport
 
 Say = Callable[[str], None]
 

@@ -22,18 +22,9 @@ from ..evaluation.loss import mean_loss
 from ..generate import generate
 from ..loss import rows_scored
 from ..model import GPT
+from ..state import has_state, load_state
 from ..tokenizer import Tokenizer
-from ..trainer import (
-    StepReport,
-    Task,
-    TrainSettings,
-    as_tensors,
-    check_state,
-    has_state,
-    load_state,
-    state_settings,
-    train,
-)  # fmt: skip
+from ..trainer import StepReport, Task, TrainSettings, as_tensors, check_state, state_settings, train
 from . import budget, runfiles
 
 # Validation may take 5 % of the time; a batch forward only costs from a third to two thirds of a training step
@@ -52,25 +43,9 @@ _WEIGHT_DECAY = 0.1
 _COMPILE_FROM, _COMPILE_FROM_MINUTES = 200, 1.5
 
 
-def pretrain_settings(profile: Profile, **given: Any) -> TrainSettings:
-    """How a profile pretrains; what is given wins: `batch_size`, `seed`, and how long as `steps`, `tokens` or `minutes`.
-
-    None stands for what the profile says. Where several say how long, what is reached first ends the training. Raises
-    UserError for values that cannot work.
-    """
-    return _settings(profile, profile.pretrain_steps, profile.pretrain_minutes, **given)
-
-
-def finetune_settings(profile: Profile, **given: Any) -> TrainSettings:
-    """How a profile finetunes: a learning rate that falls from the start. What is given wins, as above."""
-    settings = _settings(profile, profile.finetune_steps, profile.finetune_minutes, **given)
-    return replace(settings, lr_scale=profile.finetune_lr_scale, decay_from=0.0)
-
-
-def _settings(
+def settings_for(
     profile: Profile,
-    profile_steps: int,
-    profile_minutes: float,
+    stage: str,
     *,
     steps: int | None = None,
     tokens: int | None = None,
@@ -78,14 +53,22 @@ def _settings(
     batch_size: int | None = None,
     seed: int | None = None,
 ) -> TrainSettings:
+    """How a profile trains a stage; what is given wins, None stands for what the profile says.
+
+    Where several say how long, what is reached first ends the training. Raises UserError for values that cannot work.
+    """
+    planned = profile.stages[stage]
     if steps is tokens is minutes is None:
-        steps, minutes = profile_steps, profile_minutes
+        steps, minutes = planned.steps, planned.minutes
     settings = TrainSettings(
         steps=budget.UNLIMITED if steps is None else steps,
         batch_size=profile.batch_size if batch_size is None else batch_size,
         tokens=tokens or 0,
         minutes=minutes or 0.0,
         seed=1337 if seed is None else seed,
+        lr_scale=planned.lr_scale,
+        decay_from=planned.decay_from,
+        optimizer=planned.optimizer,
         weight_decay=_WEIGHT_DECAY,
     )
     worth_it = settings.steps >= _COMPILE_FROM and (settings.minutes or math.inf) >= _COMPILE_FROM_MINUTES

@@ -40,10 +40,14 @@ def train_and_score(profile: config.Profile, seed: int, shape: dict[str, Any]) -
     losses, seconds = {}, 0.0
     stage_reports = {
         "pretraining": lambda: stages.pretrain(
-            profile.run, data, model=profile.model, settings=stages.pretrain_settings(profile, seed=seed), **shape
+            profile.run,
+            data,
+            model=profile.model,
+            settings=stages.settings_for(profile, "base_model", seed=seed),
+            **shape,
         ),
         "finetuning": lambda: stages.finetune(
-            profile.run, profile.qa, size=profile.size, settings=stages.finetune_settings(profile, seed=seed)
+            profile.run, profile.qa, size=profile.size, settings=stages.settings_for(profile, "fine_tuned", seed=seed)
         ),
     }
     for stage, start in stage_reports.items():
