@@ -264,6 +264,8 @@ class _Training:
                     block.compile()
             return self._differentiate(batch)
         except Exception as error:  # whatever the compiler throws, training works without it
+            if devices.out_of_memory(error):
+                raise
             self.say(f"torch.compile does not work here ({type(error).__name__}); training goes on without it, slower")
             for block in self.model.h:
                 block._compiled_call_impl = None

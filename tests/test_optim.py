@@ -271,6 +271,11 @@ def test_every_step_moves_and_none_more_than_fully(steps, warmup, decay_from):
     assert after == sorted(after, reverse=True)
 
 
-def test_the_precision_of_the_iteration_is_the_devices(monkeypatch, precision):
+def test_the_iteration_is_computed_in_the_format_in_which_the_device_multiplies(monkeypatch, precision):
     monkeypatch.undo()
-    assert optim.matmul_dtype is devices.matmul_dtype
+    g = torch.randn(2, 16, 24, generator=torch.Generator().manual_seed(0))
+    formats = (torch.float32, torch.bfloat16)
+    for dtype, other in (formats, formats[::-1]):
+        monkeypatch.setattr(devices, "_matmul_dtype", lambda kind, dtype=dtype: dtype)
+        assert torch.equal(orthogonalize(g), orthogonalize(g, dtype=dtype))
+        assert not torch.equal(orthogonalize(g), orthogonalize(g, dtype=other))

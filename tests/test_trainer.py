@@ -581,6 +581,17 @@ def test_a_compiler_that_fails_when_first_used_is_given_up_too(tmp_path, monkeyp
     assert steps_of(got) == expected
 
 
+def test_a_lack_of_memory_is_not_blamed_on_the_compiler(tmp_path, monkeypatch):
+    def too_large(self, *args, **kwargs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 6442450944 bytes")
+
+    said = []
+    monkeypatch.setattr(torch.nn.Module, "compile", too_large)
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        list(train(fresh(), counting_task(tmp_path), replace(SETTINGS, compile=True), say=said.append))
+    assert said == []
+
+
 @pytest.mark.filterwarnings("ignore")  # torch hides its own warnings while it compiles; errors it cannot hide
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
