@@ -158,26 +158,26 @@ OPTIMIZERS = ("muon", "adamw")
 
 
 def make_optimizers(
-    model: GPT, scale: float = 1.0, weight_decay: float = 0.0, dtype: torch.dtype | None = None, name: str = "muon"
+    model: GPT, scale: float = 1.0, weight_decay: float = 0.0, dtype: torch.dtype | None = None, optimizer: str = "muon"
 ) -> Optimizers:
     """`muon`: Muon for the matrices of the blocks, AdamW for embeddings (and so the head), biases and norms.
     `adamw`: AdamW for everything. Only matrices of the blocks are decayed.
 
     `scale` multiplies every learning rate (finetuning takes smaller steps than pretraining). `dtype` is that of Muon's
-    products, by default the one in which the device trains. Raises UserError for another name.
+    products, by default the one in which the device trains. Raises UserError for an unknown `optimizer`.
     """
-    if name not in OPTIMIZERS:
-        raise unknown("optimizer", name, OPTIMIZERS)
+    if optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", optimizer, OPTIMIZERS)
     matrix_lr, rest_lr, momentum = RATES[model.config.arch]
     matrices, others = [], []
-    for path, p in model.named_parameters():
-        if path.startswith("h.") and p.dim() == 2:
-            if path.endswith("c_attn.weight"):
+    for name, p in model.named_parameters():
+        if name.startswith("h.") and p.dim() == 2:
+            if name.endswith("c_attn.weight"):
                 p.n_split = 3
             matrices.append(p)
         else:
             others.append(p)
-    if name == "adamw":
+    if optimizer == "adamw":
         groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
         return Optimizers([torch.optim.AdamW(groups, lr=ADAMW_RATE * scale, betas=(0.9, 0.95), fused=True)])
     adamw = torch.optim.AdamW(others, lr=rest_lr * scale, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0, fused=True)

@@ -181,7 +181,7 @@ class _Training:
         self.device = next(model.parameters()).device
         self.dtype = devices.matmul_dtype(self.device)
         devices.prepare_device(self.device)
-        self.optimizers = make_optimizers(model, settings.lr_scale, settings.weight_decay, name=settings.optimizer)
+        self.optimizers = make_optimizers(model, settings.lr_scale, settings.weight_decay, optimizer=settings.optimizer)
         torch.manual_seed(settings.seed)
         self.best, self.before_s = math.inf, 0.0  # seconds before a resume
         self.compiles = settings.compile

@@ -154,7 +154,7 @@ def test_decay_shrinks_a_matrix_by_the_learning_rate_times_the_decay():
 @both
 def test_every_parameter_has_exactly_one_optimizer_a_tied_one_too(arch, name):
     model = small_model(arch)
-    held = [id(p) for group in make_optimizers(model, name=name).groups() for p in group["params"]]
+    held = [id(p) for group in make_optimizers(model, optimizer=name).groups() for p in group["params"]]
     assert len(held) == len(set(held))
     assert set(held) == {id(p) for p in model.parameters()}
 

@@ -597,7 +597,7 @@ def test_a_lack_of_memory_is_not_blamed_on_the_compiler(tmp_path, monkeypatch):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_compiled_training_is_eager_training_up_to_rounding(tmp_path, monkeypatch, arch):
     monkeypatch.setattr(devices, "matmul_dtype", lambda device: torch.float32)
-    monkeypatch.setattr(trainer, "make_optimizers", lambda *args, name: make_plain(*args))
+    monkeypatch.setattr(trainer, "make_optimizers", lambda *args, optimizer: make_plain(*args))
     said = []
     eager = run(tmp_path, fresh(arch))
     compiled = list(train(fresh(arch), counting_task(tmp_path), replace(SETTINGS, compile=True), say=said.append))
