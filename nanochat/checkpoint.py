@@ -162,6 +162,11 @@ def available() -> list[tuple[str, str, Path]]:
     """(run, stage, path) of every model that can be loaded: newest run first, later stages first; then the box, and last
     the stand-ins, which were never meant to be good.
     """
+    return [(run, stage, path) for run, stage, path, _ in _models()]
+
+
+def _models() -> list[tuple[str, str, Path, dict[str, Any]]]:
+    """The same with the meta of each."""
     out, box = paths.home() / "out", paths.box_dir()
     trained = [folder for folder in out.iterdir() if folder.name != paths.BOX] if out.is_dir() else []
     found = []
@@ -172,9 +177,9 @@ def available() -> list[tuple[str, str, Path]]:
                 found.append((path.stat().st_mtime, folder.name, stage, path))
     newest = {run: max(time for time, other, _, _ in found if other == run) for _, run, _, _ in found}
     found.sort(key=lambda item: (in_box(item[3]), -newest[item[1]], item[1], -paths.STAGES.index(item[2])))
-    metas = {path: _meta(path) for _, _, _, path in found}
-    found.sort(key=lambda item: is_standin(metas[item[3]] or {}))  # stable
-    return [(run, stage, path) for _, run, stage, path in found if metas[path] is not None]
+    metas = [(run, stage, path, _meta(path)) for _, run, stage, path in found]
+    models = [(run, stage, path, meta) for run, stage, path, meta in metas if meta is not None]
+    return sorted(models, key=lambda model: is_standin(model[3]))  # stable
 
 
 def is_standin(meta: dict[str, Any]) -> bool:
@@ -209,10 +214,9 @@ def in_box(path: Path) -> bool:
 def _meta(path: Path) -> dict[str, Any] | None:
     """The meta of a model file; None for one that cannot be loaded."""
     try:
-        content = load_file(path, check=False)
+        return _parts(path, check=False)["meta"]
     except UserError:
         return None
-    return content["meta"] if {"config", "model", "tokenizer", "meta"} <= content.keys() else None
 
 
 def find(run: str | None = None, stage: str | None = None) -> Path:
@@ -225,13 +229,13 @@ def find(run: str | None = None, stage: str | None = None) -> Path:
         paths.safe_name(run)
     if stage is not None:
         paths.stage_name(stage)
-    models = available()
+    models = _models()
     trained, boxed = ([m for m in models if in_box(m[2]) == inside] for inside in (False, True))
-    real = [model for model in trained if not is_standin(_meta(model[2]) or {})]
-    for other, at, path in models if run else real or boxed:
+    real = [model for model in trained if not is_standin(model[3])]
+    for other, at, path, _ in models if run else real or boxed:
         if run in (None, other) and stage in (None, at):
             return path
     wanted = (f" of run {run!r}" if run else "") + (f" at stage {stage!r}" if stage else "")
-    have = ", ".join(f"{other} ({at})" for other, at, _ in trained) or "nothing yet"
-    have += f"; with nanochat came: {', '.join(f'{other} ({at})' for other, at, _ in boxed)}" if boxed else ""
+    have = ", ".join(f"{other} ({at})" for other, at, _, _ in trained) or "nothing yet"
+    have += f"; with nanochat came: {', '.join(f'{other} ({at})' for other, at, _, _ in boxed)}" if boxed else ""
     raise UserError(f"there is no trained model{wanted}; trained so far: {have}; `nanochat course` trains one")

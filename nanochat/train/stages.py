@@ -80,10 +80,14 @@ _DOING = {"base_model": "pretraining", "fine_tuned": "finetuning", "aligned": "a
 
 def begun(run: str, stage: str) -> tuple[TrainSettings, dict[str, Any]]:
     """The settings and the meta with which the stage to resume was begun. Raises UserError if it was not."""
-    if not has_state(paths.last_path(run, stage)):
-        raise UserError(f"run {run!r} has no {_DOING[stage]} to resume; leave --resume out to start one")
+    _require_state(run, stage)
     state = load_state(paths.last_path(run, stage), lambda sentence: None)
     return state_settings(state), state["meta"]
+
+
+def _require_state(run: str, stage: str) -> None:
+    if not has_state(paths.last_path(run, stage)):
+        raise UserError(f"run {run!r} has no {_DOING[stage]} to resume; leave --resume out to start one")
 
 
 def _run_stage(
@@ -98,7 +102,7 @@ def _run_stage(
 ) -> Iterator[StepReport]:
     """Find out how many steps it will be, train, and keep metrics.jsonl in step with what was saved."""
     if resume:
-        begun(run, stage)  # before the folder is locked, which would make it
+        _require_state(run, stage)  # before the folder is locked, which would make it
     with runfiles.locked(run, _DOING[stage]):
         runfiles.sweep(run, stage)
         task = task_of(settings)
