@@ -17,7 +17,7 @@ _CHUNK_ELEMENTS = 16 << 20  # logits held at a time: 64 MB in float32
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Loss and gradients in one pass; rows of x (N, C) against targets (N,), -1 where a row has none."""
+    """Summed loss and its gradients in one pass; rows of x (N, C) against targets (N,), -1 where a row has none."""
 
     @staticmethod
     def forward(
@@ -28,12 +28,11 @@ class _HeadLoss(torch.autograd.Function):
         total = torch.zeros((), device=x.device)
         dx = torch.empty_like(x) if grads else None
         dw = torch.zeros_like(weight) if grads else None
-        valid = (targets >= 0).unsqueeze(1)
-        count = valid.sum().clamp(min=1)
+        counts = (targets >= 0).to(torch.float32).unsqueeze(1)
         rows = _rows(x.size(0), weight.size(0))
         with torch.autocast(x.device.type, enabled=False):
             for at in range(0, x.size(0), rows):
-                chunk, share = low[at : at + rows], valid[at : at + rows] / count
+                chunk, share = low[at : at + rows], counts[at : at + rows]
                 loss, d = _score(chunk @ w.T, targets[at : at + rows].clamp(min=0).unsqueeze(1), share, softcap, grads)
                 total += loss
                 if d is None or dx is None or dw is None:
@@ -62,7 +61,7 @@ class _HeadLoss(torch.autograd.Function):
 def _score(
     raw: Tensor, target: Tensor, share: Tensor, softcap: float | None, grads: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss of logits `raw` (N, V), each row of which counts `share` (N, 1), and its gradient for them (N, V).
+    """The loss of logits `raw` (N, V), rows weighted by `share` (N, 1), and its gradient with respect to them (N, V).
 
     One pass of exp serves both, and what is as large as the logits is made in their memory.
     """
@@ -96,17 +95,22 @@ def rows_scored(count: int, of: int) -> int:
     return min(of, -(-count // eighth) * eighth)
 
 
-def head_loss(x: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
-    """Mean cross-entropy in nats of softcap * tanh(x @ weight.T / softcap) against targets; -1 carries no loss.
+def head_loss(
+    x: Tensor, weight: Tensor, targets: Tensor, softcap: float | None = None, reduction: str = "mean"
+) -> Tensor:
+    """Cross-entropy in nats of softcap * tanh(x @ weight.T / softcap) against targets; -1 carries no loss.
 
-    x (B, T, C), weight (V, C), targets (B, T) → scalar float32. A batch without any target gives 0.
+    x (B, T, C), weight (V, C), targets (B, T) → scalar float32: the "mean" over the targets, or their "sum", which can be
+    added up over parts of a batch with different numbers of targets. A batch without any target gives 0.
     """
     grads = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     x, targets = x.reshape(-1, x.size(-1)), targets.reshape(-1)
-    wanted = rows_scored(int((targets >= 0).sum()), targets.numel())
+    count = int((targets >= 0).sum())
+    wanted = rows_scored(count, targets.numel())
     if wanted < targets.numel():  # in finetuning most positions carry no loss: their logits need not be computed
         first = (targets < 0).to(torch.uint8).argsort(stable=True)[:wanted]  # those with a target come first
         x, targets = x[first], targets[first]
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    return _HeadLoss.apply(x, weight, targets, softcap, dtype, grads)
+    nats = _HeadLoss.apply(x, weight, targets, softcap, dtype, grads)
+    return nats if reduction == "sum" else nats / max(count, 1)

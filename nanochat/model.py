@@ -342,16 +342,22 @@ class GPT(nn.Module):
         return self.ln_f(x)
 
     def forward(
-        self, idx: Tensor, targets: Tensor | None = None, docs: Tensor | None = None, cache: Cache | None = None
+        self,
+        idx: Tensor,
+        targets: Tensor | None = None,
+        docs: Tensor | None = None,
+        cache: Cache | None = None,
+        reduction: str = "mean",
     ) -> Tensor:
-        """idx (B, T) → logits (B, T, V) in float32; with targets (B, T) → the mean loss in nats, a scalar.
+        """idx (B, T) → logits (B, T, V) in float32; with targets (B, T) → the loss in nats, a scalar.
 
-        Targets of -1 carry no loss. `docs` (B, T) numbers the document of each position: no position looks into another
-        document. With `cache`, idx continues what the cache holds.
+        Targets of -1 carry no loss; over the others the loss is their "mean" or, as `reduction` says, their "sum". `docs`
+        (B, T) numbers the document of each position: no position attends to another document. With `cache`, idx continues
+        what the cache holds.
         """
         x = self.trunk(idx, docs, cache)
         if targets is not None:
-            return head_loss(x, self.lm_head.weight, targets, self.softcap)
+            return head_loss(x, self.lm_head.weight, targets, self.softcap, reduction)
         return self.head(x)
 
     def head(self, x: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ class TrainSettings:
     decay_from: float = 0.4
     weight_decay: float = 0.0
     optimizer: str = "muon"
+    grad_accum: int = 1  # parts in which a batch goes through the model, one after the other: less memory
     grad_clip: float = 1.0
     eval_every: int = 0  # 0: ten times in a run
     val_batches: int = 0  # 0: as many as take a twentieth of the time; chosen once, so that all losses of a run compare
@@ -59,6 +60,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         positive("steps", self.steps)
         positive("batch_size", self.batch_size)
+        positive("grad_accum", self.grad_accum)
         for name in ("tokens", "seed", "warmup", "eval_every", "val_batches"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
@@ -84,9 +86,9 @@ class TrainSettings:
 class StepReport:
     """What one optimizer step did. Step 0 is the validation before the first update.
 
-    Losses are nats per token; `val_bpb` bits per byte (only known at validations); times in seconds, `eta_s` with the
-    validations that are still to come; memory in MB;
-    `mfu` is the share of this machine's own matrix rate that training uses.
+    `loss` is in nats per token; times in seconds, `eta_s` with the validations that are still to come; memory in MB; `mfu`
+    is the share of this machine's own matrix rate that training uses. `metrics` holds what the task's validation measured
+    (`val_loss` in nats per token, `val_bpb` in bits per byte, …) and is empty for a step without one.
     """
 
     stage: str
@@ -101,35 +103,39 @@ class StepReport:
     rss_mb: float
     gpu_mb: float
     mfu: float
-    val_loss: float | None = None
-    val_bpb: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
     best: bool = False
     eval_s: float = 0.0
     sample: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """As one line of metrics.jsonl, without what was not measured (JSON has no NaN)."""
-        return {name: value for name, value in asdict(self).items() if value is not None and value == value}
+        """As one flat line of metrics.jsonl, without what was not measured (JSON has no NaN)."""
+        values = asdict(self)
+        values.update(values.pop("metrics"))
+        return {name: value for name, value in values.items() if value is not None and value == value}
 
 
 @dataclass(frozen=True)
 class Task:
     """What is trained: where batches, validation and files come from. One for each stage, made in train/stages.py.
 
-    `batch(step)` gives the tensors of a step, `loss(model, *batch)` the mean loss in nats, `validate(model)` a dict with
-    `val_loss` and perhaps `val_bpb`. `identity` says what the state file belongs to (fingerprints): resuming with another
-    one is an error. `save_best(model, report)` writes the weights that count, `log(report)` keeps each report; both happen
-    before the state is saved, so that what a killed process did not finish is done again, never left out.
+    `batch(step)` gives the tensors of a step, `loss(model, *batch)` the sum of their loss in nats and the number of targets
+    it is a sum over, so that parts of a batch average rightly however many targets each has. `validate(model)` gives
+    metrics by name; the smallest `best_by` among them marks the best weights. `identity` says what the state file belongs
+    to (fingerprints): resuming with another one is an error. `save_best(model, report)` writes the best weights,
+    `log(report)` keeps each report; both happen before the state is saved, so that what a killed process did not finish is
+    done again, never left out.
     """
 
     stage: str
     batch: Callable[[int], Batch]
-    loss: Callable[..., Tensor]
+    loss: Callable[..., tuple[Tensor, Tensor | int]]
     validate: Callable[[GPT], dict[str, float]]
     save_best: Callable[[GPT, StepReport], None]
     state_path: Path | None
     identity: dict[str, Any]
     tokens_per_step: int
+    best_by: str = "val_loss"
     head_share: float = 1.0  # of the positions, for which the head is computed
     meta: dict[str, Any] = field(default_factory=dict)
     sample: Callable[[GPT], str] | None = None
@@ -249,10 +255,19 @@ class _Training:
         return value
 
     def _differentiate(self, batch: Batch) -> Tensor:
-        with devices.autocast(self.device):
-            loss = self.task.loss(self.model, *batch)
-        loss.backward()
-        return loss
+        """Leave the gradients of the mean loss of a batch in the parameters; returns that loss."""
+        total, targets = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for part in zip(*(tensor.chunk(self.settings.grad_accum) for tensor in batch), strict=True):
+            with devices.autocast(self.device):
+                nats, count = self.task.loss(self.model, *part)
+            nats.backward()
+            total += nats.detach()
+            targets += count
+        targets.clamp_(min=1)
+        for p in self.model.parameters():
+            if p.grad is not None:
+                p.grad.div_(targets)
+        return total / targets
 
     def _compile_and_differentiate(self, batch: Batch) -> Tensor:
         """The first step compiles each block in place, and one compilation serves all layers."""
@@ -290,11 +305,12 @@ class _Training:
             sample = task.sample(model) if task.sample else None
         torch.set_rng_state(rng)
         model.train(was_training)
-        _check_finite("validation loss", measured["val_loss"], report.step)
-        improved = measured["val_loss"] < self.best
-        report = replace(report, **measured, best=improved, sample=sample, eval_s=time.perf_counter() - begin)
+        for name, value in measured.items():
+            _check_finite(f"validation's {name}", value, report.step)
+        improved = measured[task.best_by] < self.best
+        report = replace(report, metrics=measured, best=improved, sample=sample, eval_s=time.perf_counter() - begin)
         if improved:
-            self.best = measured["val_loss"]
+            self.best = measured[task.best_by]
             task.save_best(model, report)
         return report
 
@@ -336,7 +352,7 @@ def train(
 ) -> Iterator[StepReport]:
     """Train `model` (already on its device), yielding a report for step 0 (validation only) and after each step.
 
-    Best weights (by validation loss) go through task.save_best, the whole state into task.state_path: at each validation,
+    Best weights go through task.save_best, the whole state into task.state_path: at each validation,
     every minute, and whenever the training is left: by `stop()`, by Ctrl-C or SIGTERM, which wait for the step in
     progress, or because nobody iterates any more. With `state` (see load_state) the run goes on from there; raises
     UserError if it belongs to something else.

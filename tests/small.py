@@ -64,7 +64,7 @@ def counting_task(folder: Path, **changes: Any) -> Task:
     task = Task(
         stage="base_model",
         batch=counting,
-        loss=lambda model, x, y: model(x, y),
+        loss=lambda model, x, y: (model(x, y, reduction="sum"), (y >= 0).sum()),
         validate=validate,
         save_best=save_best,
         state_path=folder / "state.pt",
@@ -76,4 +76,4 @@ def counting_task(folder: Path, **changes: Any) -> Task:
 
 def steps_of(reports: Iterable[StepReport]) -> list[tuple[int, float | None, float | None, bool]]:
     """What must be the same in two equal runs: step, training loss, validation loss, whether it is the best."""
-    return [(r.step, None if r.step == 0 else r.loss, r.val_loss, r.best) for r in reports]
+    return [(r.step, None if r.step == 0 else r.loss, r.metrics.get("val_loss"), r.best) for r in reports]

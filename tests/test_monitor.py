@@ -23,9 +23,9 @@ REPORT = StepReport("base_model", 0, 4, float("nan"), 0.0, 0, float("nan"), 0.0,
 
 
 def _reports(total: int = 4) -> Iterator[StepReport]:
-    yield replace(REPORT, total=total, val_loss=4.0, val_bpb=2.0, best=True, sample="xx <b>yy</b>")
+    yield replace(REPORT, total=total, metrics={"val_loss": 4.0, "val_bpb": 2.0}, best=True, sample="xx <b>yy</b>")
     for step in range(1, total + 1):
-        measured = {"val_loss": 2.0, "val_bpb": 1.0, "sample": f"sample {step}"} if step == total else {}
+        measured = {"metrics": {"val_loss": 2.0, "val_bpb": 1.0}, "sample": f"sample {step}"} if step == total else {}
         yield replace(
             REPORT,
             total=total,
@@ -145,7 +145,7 @@ def test_stop_ends_the_training_and_go_on_gives_what_an_uninterrupted_one_gives(
     watched.join(30)
     whole = list(training(tmp_path / "b"))
     assert [(r["step"], r.get("loss"), r.get("val_loss")) for r in watched.records] == [
-        (r.step, r.record().get("loss"), r.val_loss) for r in whole
+        (r.step, r.record().get("loss"), r.metrics.get("val_loss")) for r in whole
     ]
     assert "Done." in watched.notice.value
     assert watched.resume_button.disabled

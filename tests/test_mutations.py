@@ -168,15 +168,15 @@ MUTATIONS = [
     mutation(
         "ignored-targets-count",
         "loss",
-        "valid = (targets >= 0).unsqueeze(1)",
-        "valid = (targets >= -1).unsqueeze(1)",
+        "counts = (targets >= 0).to(torch.float32)",
+        "counts = (targets >= -1).to(torch.float32)",
         "loss::test_a_target_of_minus_one_carries_neither_loss_nor_gradient",
     ),
     mutation(
         "the-mean-is-over-positions",
         "loss",
-        "count = valid.sum()",
-        "count = torch.tensor(valid.numel())",
+        "nats / max(count, 1)",
+        "nats / targets.numel()",
         "loss::test_the_mean_is_over_targets_not_over_positions",
     ),
     mutation(

@@ -27,7 +27,7 @@ def report(step: int, total: int = 10, **changes) -> StepReport:
 
 def training(total: int = 10, every: int = 5) -> Iterator[StepReport]:
     for step in range(total + 1):
-        seen = {"val_loss": 4.0 - step / 10, "val_bpb": 2.5, "best": True, "sample": f"Step {step}\nsays"}
+        seen = {"metrics": {"val_loss": 4.0 - step / 10, "val_bpb": 2.5}, "best": True, "sample": f"Step {step}\nsays"}
         yield report(step, total, **(seen if step % every == 0 else {}))
 
 
@@ -66,7 +66,12 @@ def test_duration_is_never_off_by_more_than_what_it_leaves_out(seconds):
 
 
 def test_line_before_the_first_step_has_only_what_is_known():
-    assert progress.line(report(0, val_loss=6.5)) == "base_model 0/10  validation 6.500"
+    assert progress.line(report(0, metrics={"val_loss": 6.5})) == "base_model 0/10  validation 6.500"
+
+
+def test_metrics_without_words_of_their_own_are_named():
+    text = progress.line(report(0, metrics={"val_loss": 0.5, "accuracy": 0.75}))
+    assert text == "base_model 0/10  validation 0.500, accuracy 0.750"
 
 
 def test_line_of_a_step_has_loss_speed_memory_and_what_is_left():
@@ -74,7 +79,7 @@ def test_line_of_a_step_has_loss_speed_memory_and_what_is_left():
 
 
 def test_line_of_a_validation_marks_the_best_and_the_last_line_leaves_nothing():
-    text = progress.line(report(10, val_loss=3.0, val_bpb=1.5, best=True, gpu_mb=2048.0))
+    text = progress.line(report(10, metrics={"val_loss": 3.0, "val_bpb": 1.5}, best=True, gpu_mb=2048.0))
     assert text == (
         "base_model 10/10  loss 3.250  validation 3.000 (1.500 bits per byte) *  6,100 tokens/s  812 MB + 2,048 MB GPU"
     )

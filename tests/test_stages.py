@@ -104,16 +104,16 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(project, change
 def test_the_first_validation_knows_nothing_bits_per_byte_and_nats_agree(project):
     corpus = corpus_of(project)
     first = home.pretrain(corpus, "new", replace(SETTINGS, steps=1))[0]
-    assert first.val_loss == pytest.approx(math.log(corpus.tokenizer.vocab_size), abs=0.1)
+    assert first.metrics["val_loss"] == pytest.approx(math.log(corpus.tokenizer.vocab_size), abs=0.1)
     _, y = corpus_files.val_windows(corpus.val, 32, 2)
     n_bytes = corpus.tokenizer.byte_lengths()[y].sum()
-    assert first.val_bpb == pytest.approx(first.val_loss * y.size / math.log(2) / n_bytes)
+    assert first.metrics["val_bpb"] == pytest.approx(first.metrics["val_loss"] * y.size / math.log(2) / n_bytes)
 
 
 def test_training_lowers_the_loss_and_keeps_a_readable_sample(project):
     reports = home.pretrain(corpus_of(project), "new", TrainSettings(steps=40, batch_size=4, eval_every=20))
-    assert reports[-1].val_loss < 0.8 * reports[0].val_loss
-    assert reports[-1].val_bpb < 0.8 * reports[0].val_bpb
+    assert reports[-1].metrics["val_loss"] < 0.8 * reports[0].metrics["val_loss"]
+    assert reports[-1].metrics["val_bpb"] < 0.8 * reports[0].metrics["val_bpb"]
     assert isinstance(reports[-1].sample, str)
 
 
@@ -142,7 +142,7 @@ def test_both_architectures_go_through_both_stages(project, model):
     shape = {"model": model, "block_size": 32}
     reports = home.pretrain(corpus_of(project), "new", replace(SETTINGS, steps=2), **shape)
     assert loading.load("new", "base_model", "cpu").model.config.arch == ("modern" if model == "nano" else "gpt2")
-    assert home.finetune(project, "new", replace(SETTINGS, steps=2))[-1].val_loss > 0
+    assert home.finetune(project, "new", replace(SETTINGS, steps=2))[-1].metrics["val_loss"] > 0
     assert reports[-1].step == 2
 
 
@@ -198,7 +198,7 @@ def test_finetuning_begins_with_the_base_model_not_with_random_weights(project, 
     data = questions.load_qa(project / "data" / "animals_qa")
     with torch.inference_mode():
         expected = mean_loss(base.model, questions.qa_val_batches(data, 2, 32, 1), base.tokenizer)
-    assert first.val_loss == expected["val_loss"]
+    assert first.metrics["val_loss"] == expected["val_loss"]
 
 
 def test_a_finetuned_model_names_its_base_model(project):

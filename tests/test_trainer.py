@@ -97,7 +97,7 @@ def test_validation_comes_ten_times_a_run_unless_told_otherwise(steps, interval)
 def test_a_run_learns(tmp_path, arch, optimizer):
     scale = 1.0 if optimizer == "muon" else 10.0  # sixty steps are few for AdamW at its usual rate
     reports = run(tmp_path, fresh(arch), replace(SETTINGS, steps=60, optimizer=optimizer, lr_scale=scale))
-    assert reports[-1].val_loss < 0.6 * reports[0].val_loss
+    assert reports[-1].metrics["val_loss"] < 0.6 * reports[0].metrics["val_loss"]
 
 
 def test_there_is_a_report_before_the_first_step_and_one_after_each(tmp_path):
@@ -105,7 +105,7 @@ def test_there_is_a_report_before_the_first_step_and_one_after_each(tmp_path):
     assert [r.step for r in reports] == list(range(11))
     assert {r.total for r in reports} == {10}
     assert [r.tokens for r in reports] == [64 * step for step in range(11)]
-    assert reports[0].val_loss == pytest.approx(math.log(61), abs=0.1)
+    assert reports[0].metrics["val_loss"] == pytest.approx(math.log(61), abs=0.1)
     assert math.isnan(reports[0].loss)
     assert all(r.loss > 0 and r.tokens_per_s > 0 and r.mfu > 0 and r.rss_mb > 0 for r in reports[1:])
     assert [r.elapsed_s for r in reports] == sorted(r.elapsed_s for r in reports)
@@ -121,12 +121,12 @@ def test_the_first_training_loss_is_that_of_the_model_as_it_came(tmp_path, monke
 
 
 def test_validation_comes_at_the_interval_and_after_the_last_step(tmp_path):
-    assert [r.step for r in run(tmp_path) if r.val_loss is not None] == [0, 4, 8, 10]
+    assert [r.step for r in run(tmp_path) if r.metrics] == [0, 4, 8, 10]
 
 
 def test_with_fewer_steps_than_the_interval_the_last_is_still_validated_and_saved(tmp_path):
     reports = run(tmp_path, settings=TrainSettings(steps=3, batch_size=4, eval_every=100))
-    assert [r.step for r in reports if r.val_loss is not None] == [0, 3]
+    assert [r.step for r in reports if r.metrics] == [0, 3]
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3
     assert torch.load(tmp_path / "best.pt", weights_only=True)["step"] == 3
 
@@ -152,6 +152,41 @@ def test_a_step_follows_the_gradient_of_its_own_batch_alone(tmp_path, monkeypatc
         torch.testing.assert_close(later, first)
 
 
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_a_batch_in_parts_with_uneven_targets_has_the_gradient_of_the_whole(tmp_path, monkeypatch, parts):
+    """Each target counts once, in whatever part it stands: the mean of the parts' means would be another loss."""
+    monkeypatch.setattr(devices, "matmul_dtype", lambda device: torch.float32)
+    grads: list[list[torch.Tensor]] = []
+    monkeypatch.setattr(
+        torch.nn.utils, "clip_grad_norm_", lambda ps, _limit: grads.append([p.grad.clone() for p in ps])
+    )
+
+    def uneven(step):
+        x, y = counting(step)
+        y = y.clone()
+        y[0, 1:], y[1] = -1, -1  # one target in the first row, none in the second
+        return x, y
+
+    settings, losses = replace(SETTINGS, steps=1), []
+    for grad_accum in (1, parts):
+        model = small_model(block_size=16)
+        reports = run(tmp_path, model, replace(settings, grad_accum=grad_accum), task={"batch": uneven})
+        losses.append(reports[1].loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[0] == pytest.approx(small_model(block_size=16)(*uneven(0)).item(), rel=1e-5)
+    for whole, split in zip(*grads, strict=True):
+        torch.testing.assert_close(split, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_the_task_names_the_metric_that_chooses_the_best_weights_and_may_measure_more(tmp_path):
+    measured = iter([{"val_loss": 3.0, "error": 0.5}, {"val_loss": 2.0, "error": 0.6}, {"val_loss": 4.0, "error": 0.1}])
+    task = {"validate": lambda model: next(measured), "best_by": "error"}
+    reports = run(tmp_path, settings=replace(SETTINGS, steps=2, eval_every=1), task=task)
+    assert [r.best for r in reports] == [True, False, True]
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["step"] == 2
+    assert (reports[2].record()["error"], reports[2].record()["val_loss"]) == (0.1, 4.0)
+
+
 def test_a_record_is_strict_json_without_what_was_not_measured(tmp_path):
     first, second = (report.record() for report in run(tmp_path, take=2))
     for record in (first, second):
@@ -162,8 +197,8 @@ def test_a_record_is_strict_json_without_what_was_not_measured(tmp_path):
 
 def test_samples_are_drawn_at_validations_only(tmp_path):
     reports = run(tmp_path, task={"sample": lambda model: "once upon"})
-    assert [r.sample for r in reports if r.val_loss is not None] == ["once upon"] * 4
-    assert {r.sample for r in reports if r.val_loss is None} == {None}
+    assert [r.sample for r in reports if r.metrics] == ["once upon"] * 4
+    assert {r.sample for r in reports if not r.metrics} == {None}
 
 
 # --- the same again ------------------------------------------------------------------------------
@@ -229,7 +264,7 @@ def scripted(values):
 
 def test_the_best_weights_are_those_of_the_lowest_validation_loss_not_the_last(tmp_path):
     reports = run(tmp_path, task={"validate": scripted([4.0, 2.0, 3.0, 2.0])})
-    assert [r.best for r in reports if r.val_loss] == [True, True, False, False]
+    assert [r.best for r in reports if r.metrics] == [True, True, False, False]
     best = torch.load(tmp_path / "best.pt", weights_only=True)
     assert best["step"] == 4
     assert not equal(best["weights"], weights(tmp_path))
@@ -502,7 +537,7 @@ def test_after_a_run_ctrl_c_means_what_it_meant_before(tmp_path):
     run(tmp_path, take=3)
     assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(UserError):
-        run(tmp_path, task={"loss": lambda model, x, y: model(x, y) * math.nan})
+        run(tmp_path, task={"loss": lambda model, x, y: (model(x, y) * math.nan, 1)})
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -522,7 +557,7 @@ def test_a_diverged_loss_ends_the_run_and_keeps_what_was_good(tmp_path, bad):
 
     def loss(model, x, y):
         calls.append(1)
-        return model(x, y) * (bad if len(calls) == 7 else 1.0)
+        return model(x, y) * (bad if len(calls) == 7 else 1.0), 1
 
     with pytest.raises(UserError, match=r"the loss became (nan|inf) at step 7: training has diverged; try a lower"):
         run(tmp_path, task={"loss": loss})
@@ -531,7 +566,7 @@ def test_a_diverged_loss_ends_the_run_and_keeps_what_was_good(tmp_path, bad):
 
 
 def test_weights_that_diverged_in_the_last_update_are_not_saved(tmp_path):
-    with pytest.raises(UserError, match="the validation loss became nan at step 8"):
+    with pytest.raises(UserError, match="the validation's val_loss became nan at step 8"):
         run(tmp_path, task={"validate": scripted([3.0, 2.0, math.nan])})
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 4
 
@@ -602,8 +637,8 @@ def test_compiled_training_is_eager_training_up_to_rounding(tmp_path, monkeypatc
     eager = run(tmp_path, fresh(arch))
     compiled = list(train(fresh(arch), counting_task(tmp_path), replace(SETTINGS, compile=True), say=said.append))
     assert said == []
-    assert [r.val_loss for r in compiled if r.val_loss] == pytest.approx(
-        [r.val_loss for r in eager if r.val_loss], rel=1e-3
+    assert [r.metrics["val_loss"] for r in compiled if r.metrics] == pytest.approx(
+        [r.metrics["val_loss"] for r in eager if r.metrics], rel=1e-3
     )
     assert [r.loss for r in compiled[1:]] == pytest.approx([r.loss for r in eager[1:]], rel=1e-3)
 

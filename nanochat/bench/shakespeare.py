@@ -115,10 +115,10 @@ def main(what: str, seconds: str, changes: str) -> None:
     recipe = replace(RECIPE, **json.loads(changes))
     reports = _train(recipe, float(seconds)) if what == "recipe" else _train_by_default()
     for report in reports:
-        if report.val_bpb is None:
+        if not report.metrics:
             continue
         print(json.dumps(report.record()), flush=True)
-        if report.step and (what != "recipe" or report.val_bpb <= NANOGPT_A100):
+        if report.step and (what != "recipe" or report.metrics["val_bpb"] <= NANOGPT_A100):
             return
 
 

@@ -146,7 +146,7 @@ def _models(models: dict[str, dict[str, Any]]) -> list[str]:
             model.get("qa") or model["corpus"],
             _shown(model["trained_steps"], str),
             _shown(model["step"], str),
-            _shown(model["val_loss"], "{:.3f}".format),
+            _shown(model.get("val_loss"), "{:.3f}".format),
             _shown(model.get("val_bpb"), "{:.3f}".format),
             _shown(model["seconds"], duration),
             _shown(model["tokens_per_s"], "{:,.0f}".format),

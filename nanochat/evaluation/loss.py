@@ -18,10 +18,9 @@ def mean_loss(model: GPT, batches: Iterator[tuple[np.ndarray, ...]], tokenizer: 
     lengths = tokenizer.byte_lengths()
     nats, count, n_bytes = 0.0, 0, 0
     for arrays in batches:
-        y = arrays[1]
-        targets = y[y >= 0]
-        x, y_tensor, *docs = (tensor.to(device) for tensor in as_tensors(arrays))
-        nats += model(x, y_tensor, *docs).item() * targets.size
+        targets = arrays[1][arrays[1] >= 0]
+        batch = (tensor.to(device) for tensor in as_tensors(arrays))
+        nats += model(*batch, reduction="sum").item()
         count += targets.size
         n_bytes += int(lengths[targets].sum())
     return {"val_loss": nats / max(count, 1), "val_bpb": nats / math.log(2) / max(n_bytes, 1)}

@@ -27,14 +27,20 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def _measured(metrics: dict[str, float]) -> str:
+    """The metrics of a validation in one phrase: "validation 3.210 (1.234 bits per byte), accuracy 0.912"."""
+    words = {"val_loss": "validation {:.3f}", "val_bpb": "({:.3f} bits per byte)"}
+    known = " ".join(form.format(metrics[name]) for name, form in words.items() if name in metrics)
+    return ", ".join([known, *(f"{name} {value:.3f}" for name, value in metrics.items() if name not in words)])
+
+
 def line(report: StepReport) -> str:
     """One step report as one line of text."""
     parts = [f"{report.stage} {report.step}/{report.total}"]
     if report.step:
         parts.append(f"loss {report.loss:.3f}")
-    if report.val_loss is not None:
-        bpb = f" ({report.val_bpb:.3f} bits per byte)" if report.val_bpb is not None else ""
-        parts.append(f"validation {report.val_loss:.3f}{bpb}{' *' if report.best else ''}")
+    if report.metrics:
+        parts.append(_measured(report.metrics) + (" *" if report.best else ""))
     if report.step:
         parts.append(f"{report.tokens_per_s:,.0f} tokens/s")
         parts.append(f"{report.rss_mb:,.0f} MB" + (f" + {report.gpu_mb:,.0f} MB GPU" if report.gpu_mb else ""))
@@ -59,7 +65,7 @@ def follow(reports: Iterable[StepReport], stream: TextIO | None = None) -> list[
         for report in reports:
             seen.append(report)
             now = time.monotonic()
-            if report.val_loss is not None:
+            if report.metrics:
                 print(("\r\x1b[2K" if watched else "") + line(report), file=stream, flush=True)
                 unfinished = False
                 if report.sample:
@@ -91,10 +97,10 @@ def follow_in_notebook(reports: Iterable[StepReport]) -> list[StepReport]:
     try:
         for report in reports:
             seen.append(report)
-            if report.val_loss is not None:
+            if report.metrics:
                 validations.append(line(report) + (f"\n    says: {report.sample[:100]!r}" if report.sample else ""))
             now = time.monotonic()
-            if now - shown > 0.5 or report.val_loss is not None:
+            if now - shown > 0.5 or report.metrics:
                 filled = round(30 * report.step / report.total)
                 bar = "█" * filled + "░" * (30 - filled) + "  " + line(report)
                 show("" if report.step == report.total else bar)
@@ -105,5 +111,5 @@ def follow_in_notebook(reports: Iterable[StepReport]) -> list[StepReport]:
         if not seen:
             show("nothing was trained")
         else:
-            show("" if seen[-1].val_loss is not None else line(seen[-1]))
+            show("" if seen[-1].metrics else line(seen[-1]))
     return seen

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .. import checkpoint, devices, paths
 from ..config import Profile, UserError, model_config
@@ -133,10 +134,15 @@ def _saver(tokenizer: Tokenizer, meta: dict[str, Any]) -> Callable[[GPT, StepRep
     """What writes the best weights of the stage that `meta` tells of."""
 
     def save(best: GPT, report: StepReport) -> None:
-        done = {"steps": report.total, "step": report.step, "val_loss": report.val_loss, "val_bpb": report.val_bpb}
+        done = {"steps": report.total, "step": report.step, **report.metrics}
         checkpoint.save(paths.checkpoint_path(meta["run"], meta["stage"]), best, tokenizer, {**meta, **done})
 
     return save
+
+
+def _nats_and_targets(model: GPT, x: Tensor, y: Tensor, *docs: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed loss of a batch and the number of targets it is a sum over, as a Task's loss gives them."""
+    return model(x, y, *docs, reduction="sum"), (y >= 0).sum()
 
 
 def _sampler(tokenizer: Tokenizer, prompt: list[int], tokens: int) -> Callable[[GPT], str]:
@@ -197,7 +203,7 @@ def pretrain(
                     batch_size=settings.batch_size, block_size=config.block_size,
                 )
             ),
-            loss=lambda m, x, y: m(x, y),
+            loss=_nats_and_targets,
             validate=lambda m: mean_loss(m, batches(), tokenizer),
             save_best=_saver(tokenizer, meta),
             state_path=paths.last_path(run, "base_model"),
@@ -246,7 +252,7 @@ def finetune(
             batch=lambda step: as_tensors(
                 qa.qa_batch(data, seed=settings.seed, step=step, batch_size=settings.batch_size, block_size=block_size)
             ),
-            loss=lambda m, x, y, docs: m(x, y, docs),
+            loss=_nats_and_targets,
             validate=lambda m: mean_loss(
                 m, qa.qa_val_batches(data, settings.batch_size, block_size, limit), tokenizer
             ),

@@ -162,7 +162,7 @@ class Monitor:
             for report in self.train(resume=resume, stop=self._stop.is_set, say=notices.append):
                 self.records.append(report.record())
                 now = time.monotonic()
-                if report.val_loss is not None or now - drawn > _CURVE_S:
+                if report.metrics or now - drawn > _CURVE_S:
                     self._draw()
                     drawn = now
                 elif now - drawn > _LINE_S:

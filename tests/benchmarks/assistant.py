@@ -52,7 +52,7 @@ def train_and_score(profile: config.Profile, seed: int, shape: dict[str, Any]) -
     }
     for stage, start in stage_reports.items():
         seen = progress.follow(start())
-        losses[stage] = min(report.val_loss for report in seen if report.val_loss is not None)
+        losses[stage] = min(report.metrics["val_loss"] for report in seen if report.metrics)
         seconds += seen[-1].elapsed_s
     card = report_cards.report_card(profile.run, stage="fine_tuned", limit_per_split=profile.eval_questions)
     rows = {(row["skill"], row["split"]): row for row in card["scores"]}
