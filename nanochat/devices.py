@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 
-from .config import UserError
+from .config import UserError, unknown
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -43,21 +45,42 @@ def _seconds(device: torch.device, dtype: torch.dtype, size: int, rounds: int = 
     return best
 
 
+# Instructions that multiply bfloat16 faster than float32, by PyTorch's names for them, and where PyTorch uses them. A
+# processor without any multiplies bfloat16 far more slowly than float32.
+_BFLOAT16_INSTRUCTIONS = {"x86_64": ("amx_bf16", "avx512_bf16"), "aarch64": ("bf16", "sve_bf16")}
+
+_FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FORMAT_VARIABLE = "NANOCHAT_DTYPE"
+
+
+def _cpu_has_bfloat16() -> bool:
+    # new in 2.10; what an earlier PyTorch cannot say is taken for a no
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    names = _BFLOAT16_INSTRUCTIONS.get(str(found.get("architecture")), ())
+    return sys.platform == "linux" and any(found.get(name) for name in names)
+
+
 @cache
 def _matmul_dtype(kind: str) -> torch.dtype:
+    if wanted := os.environ.get(FORMAT_VARIABLE):
+        if wanted not in _FORMATS:
+            raise unknown(f"number format in {FORMAT_VARIABLE}", wanted, _FORMATS)
+        return _FORMATS[wanted]
     if kind == "cuda":
         # GPUs before Ampere (T4, V100) only emulate bfloat16, which is slower there than float32
         native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float32
-    if kind != "cpu":
-        return torch.float32
-    # CPUs with matrix tiles (AMX) multiply bfloat16 some ten times faster than float32, others far slower, so: the
-    # instruction set decides, not a stopwatch, which would make two runs on one machine differ now and then.
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+    else:
+        native = kind == "cpu" and _cpu_has_bfloat16()
+    return torch.bfloat16 if native else torch.float32
 
 
 def matmul_dtype(device: torch.device) -> torch.dtype:
-    """The number format in which this device should multiply matrices while training."""
+    """The number format in which this device multiplies matrices while training.
+
+    bfloat16 where it has instructions for it, else float32; the environment variable NANOCHAT_DTYPE overrules that. The
+    instruction set decides and not a stopwatch, so that two runs on one machine never differ. Raises UserError for a
+    format that does not exist.
+    """
     return _matmul_dtype(device.type)
 
 

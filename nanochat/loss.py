@@ -14,6 +14,7 @@ from torch import Tensor
 
 SOFTCAP = 15.0
 _CHUNK_ELEMENTS = 16 << 20  # logits held at a time: 64 MB in float32
+_CHUNK_ROWS = 1024  # at most, so that the logits of a small vocabulary stay in the processor's cache
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -67,22 +68,25 @@ def _score(
     """
     logits = raw.float()
     del raw
-    if softcap:
-        logits = logits.div_(softcap).tanh_().mul_(softcap)
-    slope = 1.0 - (logits / softcap).square_() if softcap and grads else None  # derivative of the cap
-    chosen, top = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
-    d = logits.sub_(top).exp_()
+    capped = None
+    if softcap:  # no logit is above the cap, so exp cannot overflow and needs no maximum taken off
+        capped = logits.mul_(1 / softcap).tanh_()
+        logits = capped * softcap
+    else:
+        logits = logits.sub_(logits.amax(dim=1, keepdim=True))
+    chosen = logits.gather(1, target)
+    d = logits.exp_()
     norm = d.sum(dim=1, keepdim=True)
-    loss = ((norm.log() + top - chosen) * share).sum()
+    loss = ((norm.log() - chosen) * share).sum()
     if not grads:
         return loss, None
     d.mul_(share / norm).scatter_add_(1, target, -share)  # (softmax - one-hot) * share
-    return loss, d if slope is None else d.mul_(slope)
+    return loss, d if capped is None else d.addcmul_(d, capped.square_(), value=-1)  # times the cap's slope, 1 - tanh^2
 
 
 def _rows(count: int, vocab_size: int) -> int:
     """Rows of a chunk: all chunks alike, so that each finds the memory of the one before."""
-    chunks = -(-count * vocab_size // _CHUNK_ELEMENTS)
+    chunks = max(-(-count * vocab_size // _CHUNK_ELEMENTS), -(-count // _CHUNK_ROWS))
     return max(1, -(-count // max(1, chunks)))
 
 

@@ -43,10 +43,45 @@ def test_a_device_this_machine_cannot_compute_on_is_refused_in_one_line(name):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("tiles", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_a_cpu_multiplies_bfloat16_only_where_it_has_the_instructions(monkeypatch, tiles, dtype):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: tiles)
+@pytest.mark.parametrize(
+    ("processor", "dtype"),
+    [
+        ({"architecture": "x86_64", "avx512_f": True, "avx512_bf16": True}, torch.bfloat16),
+        ({"architecture": "x86_64", "amx_tile": True, "amx_bf16": True}, torch.bfloat16),
+        (
+            {"architecture": "x86_64", "avx512_f": True, "avx_vnni": True},
+            torch.float32,
+        ),  # VNNI multiplies integers only
+        ({"architecture": "x86_64", "avx2": True}, torch.float32),
+        ({"architecture": "aarch64", "neon": True, "bf16": True}, torch.bfloat16),
+        ({"architecture": "aarch64", "neon": True, "bf16": False}, torch.float32),
+        ({"architecture": "riscv64"}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_a_cpu_multiplies_bfloat16_only_where_it_has_the_instructions(monkeypatch, processor, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.delenv("NANOCHAT_DTYPE", raising=False)
     assert matmul_dtype(torch.device("cpu")) == dtype
+
+
+def test_a_pytorch_that_cannot_tell_the_instructions_computes_in_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert matmul_dtype(torch.device("cpu")) == torch.float32
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_the_format_can_be_chosen(monkeypatch, name, dtype, device):
+    monkeypatch.setenv("NANOCHAT_DTYPE", name)
+    assert matmul_dtype(torch.device(device)) == dtype
+
+
+def test_a_format_that_does_not_exist_is_refused(monkeypatch):
+    monkeypatch.setenv("NANOCHAT_DTYPE", "bf16")
+    with pytest.raises(UserError, match="unknown number format in NANOCHAT_DTYPE 'bf16'; did you mean 'bfloat16'"):
+        matmul_dtype(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

@@ -182,14 +182,14 @@ MUTATIONS = [
     mutation(
         "the-loss-has-no-cap",
         "loss",
-        "logits = logits.div_(softcap).tanh_().mul_(softcap)",
-        "pass",
+        "logits.mul_(1 / softcap).tanh_()",
+        "logits.mul_(1 / softcap)",
         "loss::test_rows_and_positions_may_have_any_shape",
     ),
     mutation(
         "the-cap-has-no-slope",
         "loss",
-        "d.mul_(slope)",
+        "d.addcmul_(d, capped.square_(), value=-1)",
         "d",
         "loss::test_a_frozen_head_or_a_frozen_trunk_still_trains_the_other",
     ),
