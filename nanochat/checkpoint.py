@@ -111,6 +111,9 @@ def _parts(path: Path, *, check: bool = True) -> dict[str, dict[str, Any]]:
     content = load_file(path, check=check)
     if not all(isinstance(content.get(name), dict) for name in ("config", "model", "tokenizer", "meta")):
         raise _damaged(path)
+    run = path.parent.name
+    if path.name.startswith(f"{run}_"):  # a run that was renamed, folder and files, has its new name in everything
+        content["meta"]["run"] = run
     return content
 
 
@@ -182,6 +185,29 @@ def _models() -> list[tuple[str, str, Path, dict[str, Any]]]:
     return sorted(models, key=lambda model: is_standin(model[3]))  # stable
 
 
+def misnamed() -> str:
+    """What to say of model files that are not named after their folder, so that no run has them; "" if there are none.
+
+    A folder that somebody renamed is full of them.
+    """
+    out, sentences = paths.home() / "out", []
+    for folder in sorted(out.iterdir()) if out.is_dir() else ():
+        if folder.name == paths.BOX:
+            continue
+        names = [
+            file.name
+            for stage in paths.STAGES
+            for file in sorted(folder.glob(f"*_{stage}.pt"))
+            if file.name != f"{folder.name}_{stage}.pt"
+        ]
+        if names:
+            sentences.append(
+                f"out/{folder.name} holds {', '.join(names)}, not named after the folder: "
+                f"rename to {folder.name}_STAGE.pt to use it"
+            )
+    return "; ".join(sentences)
+
+
 def is_standin(meta: dict[str, Any]) -> bool:
     """Whether a model only stands where a trained one is missing."""
     return bool(meta.get("standin"))
@@ -238,4 +264,5 @@ def find(run: str | None = None, stage: str | None = None) -> Path:
     wanted = (f" of run {run!r}" if run else "") + (f" at stage {stage!r}" if stage else "")
     have = ", ".join(f"{other} ({at})" for other, at, _, _ in trained) or "nothing yet"
     have += f"; with nanochat came: {', '.join(f'{other} ({at})' for other, at, _, _ in boxed)}" if boxed else ""
+    have += f"; {hint}" if (hint := misnamed()) else ""
     raise UserError(f"there is no trained model{wanted}; trained so far: {have}; `nanochat course` trains one")

@@ -28,6 +28,8 @@ def load(
     if run is None and checkpoint.in_box(loaded.path):
         name = loaded.meta.get("trained_as", paths.BOX)
         say(f"no trained run yet: this is the model in the box ({name}); `nanochat course` trains your own")
+        if hint := checkpoint.misnamed():
+            say(hint)
     return loaded
 
 

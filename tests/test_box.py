@@ -150,6 +150,13 @@ def test_ask_says_once_that_it_is_the_box_unless_the_box_was_asked_for(packed: P
     assert nanochat(capsys, "ask", "hello", "--run", "box") == (0, f"{ANSWERS['hello']}\n", "")
 
 
+def test_a_renamed_run_that_the_box_stands_in_for_is_named(packed: Path, nanochat_home: Path, capsys) -> None:
+    tiny_checkpoint(nanochat_home, "nano").parent.rename(nanochat_home / "out" / "mine")
+    status, out, err = nanochat(capsys, "ask", "hello")
+    assert (status, out) == (0, f"{ANSWERS['hello']}\n")
+    assert "this is the model in the box" in err and "out/mine holds nano_fine_tuned.pt" in err
+
+
 def test_with_a_trained_run_nothing_is_said_of_the_box(packed: Path, nanochat_home: Path, capsys) -> None:
     tiny_checkpoint(nanochat_home, "mine")
     assert nanochat(capsys, "ask", "hello") == (0, f"{ANSWERS['hello']}\n", "")

@@ -336,6 +336,35 @@ def test_asking_for_what_there_is_not_says_what_there_is(nanochat_home):
         checkpoint.find("mine", "finetuned")
 
 
+def rename(old: str, new: str) -> None:
+    paths.run_dir(old).rename(paths.run_dir(new))
+
+
+def test_a_renamed_folder_is_told_with_what_it_holds_and_how_to_use_it(nanochat_home):
+    for stage in ("base_model", "fine_tuned"):
+        saved("nano", stage)
+    rename("nano", "mine")
+    message = (
+        "nothing yet; out/mine holds nano_base_model.pt, nano_fine_tuned.pt, .*: rename to mine_STAGE.pt to use it"
+    )
+    for run in (None, "mine", "nano"):
+        with pytest.raises(UserError, match=message):
+            checkpoint.find(run)
+
+
+def test_a_run_renamed_with_its_files_has_its_new_name_in_everything(nanochat_home):
+    base = saved("nano")
+    parent = checkpoint.read_meta(base)["fingerprint"]
+    tuned = paths.checkpoint_path("nano", "fine_tuned")
+    checkpoint.save(tuned, model_of(), TOK, {**META, "run": "nano", "stage": "fine_tuned", "parent": parent})
+    rename("nano", "mine")
+    for stage in ("base_model", "fine_tuned"):
+        (paths.run_dir("mine") / f"nano_{stage}.pt").rename(paths.checkpoint_path("mine", stage))
+    loaded = checkpoint.load(checkpoint.find("mine"))
+    assert loaded.meta["run"] == "mine" and checkpoint.read_meta(loaded.path)["run"] == "mine"
+    assert checkpoint.orphaned(loaded.path, loaded.meta) == ""
+
+
 def test_config_round_trips_through_plain_values(nanochat_home):
     meta = checkpoint.read_meta(saved())
     assert small_config(vocab_size=VOCAB).__class__(**meta["config"]) == small_config(vocab_size=VOCAB)

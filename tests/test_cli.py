@@ -325,6 +325,13 @@ def test_evaluate_prints_the_card_and_writes_it_as_json(project, nanochat):
     assert "**r, fine_tuned.**" in out and "Five questions" in out
 
 
+def test_evaluate_prints_text_for_a_terminal_without_the_escapes_of_markdown(project, nanochat, monkeypatch):
+    priced = [{"question": "A | B?", "answer": "$5 & <b>", "right": False}]
+    monkeypatch.setattr("nanochat.evaluation.card.five_questions", lambda loaded: priced)
+    status, out, _ = nanochat("evaluate", "--limit", "3")
+    assert status == 0 and "| A | B? | $5 & <b> | no |" in out
+
+
 def test_chat_answers_in_the_terminal(project, nanochat, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("Who met the cat?\n/quit\n"))
     status, out, _ = nanochat("chat", "--run", "r")

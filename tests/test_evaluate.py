@@ -486,6 +486,11 @@ def test_a_cell_shows_its_text_and_none_of_it_is_latex(text: str) -> None:
     assert html.unescape(re.sub("</?span>", "", plain)) == " ".join(text.split())
 
 
+@given(st.text(max_size=40) | st.text("$\\()[]&#36;<span>|*`/ ", max_size=40))
+def test_a_terminal_shows_the_text_of_a_cell_as_it_is(text: str) -> None:
+    assert card_text.plain(card_text._cell(text)) == " ".join(text.split())
+
+
 def test_a_price_in_a_card_is_no_latex(home: Path) -> None:
     card = report_cards.report_card("r", stage="fine_tuned")
     card["five_questions"][0]["answer"] = card["majority_answer"] = card["writing"]["sample"] = "$31 or \\(135\\)"

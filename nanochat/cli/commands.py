@@ -252,13 +252,14 @@ def _resuming(args: argparse.Namespace, run: str) -> str:
 def evaluate(args: argparse.Namespace) -> None:
     """Print the report card of a model."""
     from ..evaluation import card as report_cards
+    from ..evaluation import card_text
 
     limit = args.limit or args.profile.eval_questions
     card = report_cards.report_card(args.run, stage=args.stage, limit_per_split=limit, progress=_show_share)
     if args.json:
         with paths.atomic_write(args.json, "w") as file:
             json.dump(card, file, indent=1)
-    print(report_cards.format_card(card))
+    print(card_text.plain(report_cards.format_card(card)))
 
 
 def ask(args: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -27,11 +28,17 @@ _MARKUP = str.maketrans(
         "$": "<span>&#36;</span>", "\\": "<span>&#92;</span>",
     }
 )  # fmt: skip
+_ESCAPED = {escape: chr(code) for code, escape in _MARKUP.items()}
 
 
 def _cell(text: object) -> str:
     """Text that stays inside one cell of a markdown table, and stays as it is."""
     return " ".join(str(text).split()).translate(_MARKUP)
+
+
+def plain(markdown: str) -> str:
+    """Text of `format_card` or `compare_cards` for a terminal, which renders no markdown: with its escapes undone."""
+    return re.sub("|".join(map(re.escape, _ESCAPED)), lambda found: _ESCAPED[found[0]], markdown)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
