@@ -72,7 +72,7 @@ def test_what_was_in_the_box_before_goes(packed: Path, nanochat_home: Path) -> N
 def test_a_model_too_large_for_the_box_is_refused(nanochat_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_checkpoint(nanochat_home, "source")
     monkeypatch.setattr(box, "LIMIT", 1000)
-    with pytest.raises(UserError, match="at most 500 fit the box"):
+    with pytest.raises(UserError, match="at most 500 can be bundled"):
         box.pack("source")
     assert not paths.box_dir().exists()
 

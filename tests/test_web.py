@@ -67,7 +67,7 @@ def test_a_port_in_use_is_told(nanochat_home: Path, monkeypatch, capsys) -> None
         other.listen()
         port = other.getsockname()[1]
         status, out, err = nanochat(capsys, "chat", "--web", "--port", str(port))
-    assert (status, out) == (2, "") and f"port {port} cannot be used" in err and "leave --port out" in err
+    assert (status, out) == (2, "") and f"port {port} cannot be used" in err and "leave out --port" in err
 
 
 def test_a_free_port_is_found_or_the_named_one_taken() -> None:
