@@ -199,10 +199,10 @@ WRONG = {
     "blank question": (["ask", " \n"], "the question is empty"),
     "card into a folder": (["evaluate", "--json", "data"], "'data' is a folder"),
     "another tokenizer than the model's": (
-        ["pretrain", "--run", "r", "--resume", "--tokenizer", "bpe:280"], "begun with tokenizer bpe:300, not bpe:280"
+        ["pretrain", "--run", "r", "--resume", "--tokenizer", "bpe:280"], "began with tokenizer bpe:300, not bpe:280"
     ),
     "another corpus than the model's": (
-        ["pretrain", "--run", "r", "--resume", "--corpus", "b.txt"], "begun with corpus stories, not b;"
+        ["pretrain", "--run", "r", "--resume", "--corpus", "b.txt"], "began with corpus stories, not b;"
     ),
     "another model": (
         ["pretrain", "--run", "r", "--resume", "--model", "very_small_for_test", "--batch-size", "2"], "begun with model"
@@ -221,7 +221,7 @@ WRONG = {
     "unknown corpus of the course": (["course", "-p", "corpus", "missing.txt"], "there is no file 'missing.txt'"),
     "unknown model of the course": (["course", "-p", "model", "nanoGTP"], "did you mean 'nanoGPT'"),
     "unknown notebook": (["course", "--only", "08"], "unknown notebook '08'"),
-    "reference with parameters": (["course", "--reference", "-p", "steps", "5"], "leave --profile, --run and -p out"),
+    "reference with parameters": (["course", "--reference", "-p", "steps", "5"], "leave out --profile, --run and -p"),
 }  # fmt: skip
 
 
@@ -297,7 +297,9 @@ def test_ask_reads_the_passage_and_says_when_not_all_of_it_fits(project, nanocha
     prompt = qa.render_prompt(qa.ask("Who?", context=passage), loading.load("r", device="cpu").tokenizer)
     status, out, err = nanochat("ask", "Who?", "--context", passage)
     assert status == 0 and out.endswith("\n")
-    assert err == f"these are {len(prompt)} tokens, more than the model can read: only the last 32 are read\n"
+    assert (
+        err == f"the prompt has {len(prompt)} tokens, more than the context holds: the model reads only the last 32\n"
+    )
 
 
 def test_sample_continues_the_text_with_the_base_model_and_a_seed_repeats_it(project, nanochat):
@@ -393,7 +395,7 @@ def test_pretrain_takes_what_was_prepared_last_and_says_so(project, nanochat):
     status, _, err = nanochat("pretrain", "--model", "tiny", *TRAINING)
     meta = checkpoint.read_meta(paths.checkpoint_path("tiny", "base_model"))
     assert status == 0
-    assert err.startswith("pretraining on other, prepared last")
+    assert err.startswith("pretraining on other, the corpus prepared last")
     assert (meta["corpus"], meta["run"]) == ("other", "tiny")  # the run is named after the model
 
 
@@ -450,8 +452,8 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shown_command(err: str) -> list[str]:
-    [line] = [line for line in err.splitlines() if "go on with: " in line]
-    words = shlex.split(line.partition("go on with: ")[2])
+    [line] = [line for line in err.splitlines() if "continue with: " in line]
+    words = shlex.split(line.partition("continue with: ")[2])
     assert words[0] == "nanochat"
     return words[1:]
 
@@ -536,7 +538,7 @@ def test_ctrl_c_while_steps_are_tried_promises_nothing_of_the_run_before(project
     monkeypatch.setattr(budget, "try_out", try_out)
     before = tree(project / "out" / "r")
     status, _, err = nanochat("pretrain", "--model", "tiny", "--run", "r", "--minutes", "1")
-    assert status == 130 and "go on with" not in err
+    assert status == 130 and "continue with" not in err
     assert tree(project / "out" / "r") == before
 
 

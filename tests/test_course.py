@@ -109,7 +109,7 @@ def test_the_run_and_the_profile_may_be_given_to_notebooks_that_do_not_declare_t
         ("steps", "five", "steps must be of type int, not 'five'"),
         ("steps", "5.0", "steps must be of type int"),
         ("lr", "", "lr must be of type float"),
-        ("resume", "yes", "resume is true or false, not 'yes'"),
+        ("resume", "yes", "resume must be true or false, not 'yes'"),
     ],
 )
 def test_plan_refuses_what_no_notebook_would_understand(nanochat_home, name, value, message):

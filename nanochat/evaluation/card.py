@@ -188,12 +188,14 @@ def _corpus(loaded: checkpoint.Checkpoint, notes: list[str]) -> CorpusData | Non
         return None
     mine, theirs = loaded.tokenizer.fingerprint, corpus.tokenizer.fingerprint
     if mine != theirs:
-        notes.append(f"No bits per byte: the model reads with tokenizer {mine}, data/{name} is now made with {theirs}.")
+        notes.append(
+            f"No bits per byte: the model reads with tokenizer {mine}, data/{name} is now prepared with {theirs}."
+        )
         return None
     trained_on, there = loaded.meta.get("data_fingerprint"), corpus.meta["source_fingerprint"]
     if loaded.meta["stage"] == "base_model" and trained_on not in (None, there):
         notes.append(
-            f"data/{name} ({there}) was made anew since training ({trained_on}): bits per byte may be flattered."
+            f"data/{name} ({there}) was prepared again since training ({trained_on}): bits per byte may be too low."
         )
     return corpus
 
@@ -221,8 +223,8 @@ def _questions(loaded: checkpoint.Checkpoint, notes: list[str]) -> QAData | None
         return None
     if data.meta["source_fingerprint"] != trained_on:
         notes.append(
-            f"The questions of {meta['qa']} ({data.meta['source_fingerprint']}) are others than when the model was "
-            f"trained ({trained_on}): it may have been trained on some that count as held out."
+            f"The questions of {meta['qa']} ({data.meta['source_fingerprint']}) differ from those the model was "
+            f"trained on ({trained_on}): it may have been trained on some that now count as held out."
         )
     return data
 
