@@ -183,14 +183,14 @@ def test_data_modules_do_not_load_torch() -> None:
 
 
 def floor_plan() -> list[list[str]]:
-    """The rooms and modules on each floor of the package, from the ground up."""
+    """The subpackages and modules of each layer of the package, lowest first."""
     text = (ROOT / "nanochat" / "README.md").read_text(encoding="utf-8")
     block = text.split("```\n")[1]
     return [line.partition(":")[2].split() for line in block.splitlines()]
 
 
 def modules() -> dict[str, Path]:
-    """Each module of the package by its name without `nanochat.`, as `model` or `data.corpus`; a room by its own."""
+    """Each module of the package by its name without `nanochat.`, such as `model` or `data.corpus`; subpackages too."""
     package = ROOT / "nanochat"
     files = {path.relative_to(package).with_suffix("").parts: path for path in package.rglob("*.py")}
     named = {".".join(part for part in parts if part != "__init__"): path for parts, path in files.items()}
@@ -221,7 +221,7 @@ GRAPH = {name: imported(path) - {name} for name, path in MODULES.items()}
 
 
 def units() -> dict[str, set[str]]:
-    """What each room, and each module that lies flat, imports of the others."""
+    """What each subpackage and each top-level module imports from the others."""
     edges: dict[str, set[str]] = {name.partition(".")[0]: set() for name in GRAPH}
     for name, others in GRAPH.items():
         unit = name.partition(".")[0]
@@ -231,7 +231,7 @@ def units() -> dict[str, set[str]]:
 
 def test_the_floor_plan_names_every_room_and_module_once() -> None:
     named = [unit for floor in floor_plan() for unit in floor]
-    assert sorted(named) == sorted(units()), "a new room or module: give it a floor in nanochat/README.md"
+    assert sorted(named) == sorted(units()), "a new subpackage or module: give it a layer in nanochat/README.md"
 
 
 def test_imports_point_downward_in_the_floor_plan() -> None:

@@ -47,17 +47,17 @@ def describe(card: dict[str, Any], meta: dict[str, Any], command: str) -> str:
         for row in card["scores"]
         if row["skill"] == "all" and row["em"] is not None
     )
-    return f"""# The model in the box
+    return f"""# The bundled model (`box`)
 
-`{paths.BOX}_{meta["stage"]}.pt` is {meta["trained_as"]}, an assistant to talk to before you have trained your own:
-`nanochat chat`, `nanochat ask` and the playground use it as long as there is no other, or with `--run {paths.BOX}`.
+`{paths.BOX}_{meta["stage"]}.pt` is {meta["trained_as"]}, an assistant to chat with before you have trained your own:
+`nanochat chat`, `nanochat ask` and the playground use it until you have trained a model, or with `--run {paths.BOX}`.
 
 - {model["parameters"]:,} parameters: {model["n_layer"]} layers of {model["n_embd"]}, context of {model["block_size"]}
   tokens, vocabulary of {model["vocab_size"]:,}. Text: {meta["corpus"]}; questions: {meta.get("qa", "none")}.
 - Weights rounded to bfloat16. Fingerprint {meta["fingerprint"]}; before rounding {meta["packed_from"]}.
-- `{meta["stage"]}_card.json` is its report card, taken after rounding. Exact match on held-out questions:
+- `{meta["stage"]}_card.json` is its report card, measured after rounding. Exact match on held-out questions:
 
-| split | questions | right |
+| split | questions | exact match |
 | --- | ---: | ---: |
 {scores}
 
