@@ -113,7 +113,7 @@ def test_a_file_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path, r
     content = {"format": 1, "config": {}, "model": {}, "tokenizer": {}, "meta": Bomb(target)}
     with path.open("wb") as file:
         (torch.save if kind == "torch" else pickle.dump)(content, file)
-    with pytest.raises(UserError, match="damaged or no nanochat checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a nanochat checkpoint"):
         read(path)
     assert not target.exists()
 
@@ -134,7 +134,7 @@ def test_a_file_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path, r
 )
 def test_a_torch_file_of_something_else_is_refused(tmp_path, read, content):
     torch.save(content, tmp_path / "m.pt")
-    with pytest.raises(UserError, match="damaged or no nanochat checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a nanochat checkpoint"):
         read(tmp_path / "m.pt")
 
 
@@ -142,7 +142,7 @@ def test_a_torch_file_of_something_else_is_refused(tmp_path, read, content):
 def test_any_other_file_is_refused(tmp_path, content):
     (tmp_path / "m.pt").write_bytes(content)
     for read in (checkpoint.load, checkpoint.read_meta):
-        with pytest.raises(UserError, match="damaged or no nanochat checkpoint") as error:
+        with pytest.raises(UserError, match="damaged or not a nanochat checkpoint") as error:
             read(tmp_path / "m.pt")
         assert "\n" not in str(error.value)
 
@@ -156,7 +156,7 @@ def test_a_missing_file_is_named(tmp_path):
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_a_file_cut_anywhere_is_refused(tmp_path, whole, share):
     (tmp_path / "m.pt").write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UserError, match="damaged or no nanochat checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a nanochat checkpoint"):
         checkpoint.load(tmp_path / "m.pt")
 
 
@@ -226,7 +226,7 @@ def test_a_tokenizer_that_is_not_the_models_is_refused_naming_both(tmp_path):
 def test_a_lack_of_memory_while_reading_is_no_damage(nanochat_home, monkeypatch, read, failure):
     path = saved()
     monkeypatch.setattr(torch, "load", raising(failure))
-    with pytest.raises(UserError, match="does not fit into the memory that is free; close other programs") as error:
+    with pytest.raises(UserError, match="does not fit into the free memory; close other programs") as error:
         read(path)
     assert "damaged" not in str(error.value) and "\n" not in str(error.value)
 
@@ -236,7 +236,7 @@ def test_a_model_too_large_for_the_memory_is_no_damaged_one(tmp_path):
     content = torch.load(tmp_path / "m.pt", weights_only=True)
     content["config"]["vocab_size"] = 10**13
     torch.save(content, tmp_path / "m.pt")
-    with pytest.raises(UserError, match="does not fit into the memory") as error:
+    with pytest.raises(UserError, match="does not fit into the free memory") as error:
         checkpoint.load(tmp_path / "m.pt")
     assert "train that stage again" not in str(error.value)
 
@@ -244,7 +244,7 @@ def test_a_model_too_large_for_the_memory_is_no_damaged_one(tmp_path):
 def test_a_gpu_too_small_for_the_model_is_told_as_a_lack_of_memory(nanochat_home, monkeypatch):
     path = saved()
     monkeypatch.setattr(checkpoint.GPT, "to", raising(torch.OutOfMemoryError("CUDA out of memory.")))
-    with pytest.raises(UserError, match="does not fit into the memory"):
+    with pytest.raises(UserError, match="does not fit into the free memory"):
         checkpoint.load(path, "cpu")
 
 

@@ -337,13 +337,13 @@ def test_what_does_not_change_the_result_may_be_changed_on_the_way(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04"])
 def test_a_damaged_state_is_refused(tmp_path, content):
     (tmp_path / "state.pt").write_bytes(content)
-    with pytest.raises(UserError, match="damaged or no nanochat checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a nanochat checkpoint"):
         run(tmp_path, resume=True)
 
 
 def test_a_file_that_is_no_state_is_refused(tmp_path):
     checkpoint.save_file(tmp_path / "state.pt", {"model": {}})
-    with pytest.raises(UserError, match="is no training state of this version"):
+    with pytest.raises(UserError, match="is not a training state of this version"):
         run(tmp_path, resume=True)
 
 
@@ -483,7 +483,7 @@ def test_when_the_newest_state_is_lost_the_one_before_is_resumed(tmp_path, fault
     said = []
     state = load_state(tmp_path / "state.pt", said.append)
     assert state["step"] == 8
-    assert len(said) == 1 and "going on from the state before it, after 8 steps" in said[0]
+    assert len(said) == 1 and "resuming from the previous state, after 8 steps" in said[0]
     got = list(train(fresh(), counting_task(tmp_path), SETTINGS, state=state))
     assert steps_of(got) == expected[9:]
 
