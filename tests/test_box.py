@@ -1,4 +1,4 @@
-"""The model in the box: used by its name or where nothing is trained, rounded and still the same model; what it holds."""
+"""The bundled model: when it is used, that rounding leaves it the same model, and what is shipped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHIPPED = sorted(paths.box_dir().glob("*.pt"))  # the real box: in the tests the
 
 @pytest.fixture
 def packed(nanochat_home: Path) -> Path:
-    """A box with a model in it, and nothing trained."""
+    """A bundled model, and nothing trained."""
     trained = tiny_checkpoint(nanochat_home, "source")
     path = box.pack("source")
     trained.unlink()

@@ -1,4 +1,4 @@
-"""A chat without any user interface, with a real (tiny) model that knows a few answers by heart."""
+"""Chat sessions without a user interface, with a real but tiny model that has memorized a few answers."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ NOTEBOOK = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A project folder where one run went from text to answers by commands alone; what the commands printed is kept."""
+    """A project folder with a run trained by commands alone, from text to answers, and the output of these commands."""
     folder = tmp_path_factory.mktemp("made")
     home.write_corpus(folder)
     home.write_questions(folder)
@@ -67,7 +67,7 @@ def _settle(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 @pytest.fixture
 def project(made, tmp_path, monkeypatch):
-    """A copy of `made`, which is the working directory as well."""
+    """A copy of `made` that is also the working directory."""
     folder = tmp_path / "project"
     shutil.copytree(made, folder)
     _settle(monkeypatch, folder)
@@ -76,7 +76,7 @@ def project(made, tmp_path, monkeypatch):
 
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
-    """A project folder with a text and questions, where nothing has been prepared."""
+    """A project folder with a text and questions, but nothing prepared."""
     _settle(monkeypatch, tmp_path)
     home.write_corpus(tmp_path)
     home.write_questions(tmp_path)
@@ -85,7 +85,7 @@ def empty(tmp_path, monkeypatch):
 
 @pytest.fixture
 def nanochat(capsys):
-    """Run a command: (exit status, standard output, standard error)."""
+    """Run a command; returns (exit status, stdout, stderr)."""
 
     def nanochat(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -436,7 +436,7 @@ def test_training_says_what_it_kept_of_an_earlier_model_and_where_the_new_one_is
 
 
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C, once, while the batch of this step is made."""
+    """Press Ctrl-C once, while the batch of this step is made."""
     left = [signal.SIGINT]
 
     def interrupted(original):
@@ -498,7 +498,7 @@ def test_ctrl_c_before_anything_is_saved_promises_nothing(project, nanochat, mon
 
 @pytest.mark.parametrize("stage", ["base_model", "fine_tuned"])
 def test_resume_needs_no_more_than_the_name_of_the_run(project, nanochat, monkeypatch, stage):
-    """Corpus, questions, model, seed, batch size, rates and number of steps are those it was begun with."""
+    """Corpus, questions, model, seed, batch size, learning rates and number of steps are those the run began with."""
     interrupt_at(2, monkeypatch)
     how = ("--profile", "long", "--steps", "5", "--seed", "7", "--batch-size", "3", "--run", "r")
     if stage == "base_model":
@@ -515,7 +515,7 @@ def test_resume_needs_no_more_than_the_name_of_the_run(project, nanochat, monkey
 
 
 def test_a_run_made_longer_and_interrupted_again_goes_on_to_its_new_end(project, nanochat, monkeypatch):
-    """Though no better weights, which name the old number of steps, have been saved meanwhile."""
+    """Even if no better weights were saved meanwhile, so that the saved ones name the old number of steps."""
     worse = iter(range(10, 1000))
     monkeypatch.setattr(stages, "mean_loss", lambda *args: {"val_loss": float(next(worse))})
     interrupt_at(8, monkeypatch)

@@ -1,4 +1,4 @@
-"""The course as one run: parameters, order, failures, and what is left behind."""
+"""Running the whole course: parameters, order, failures, and the files it leaves."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TELL = "import json; print(json.dumps([run, profile, corpus, steps, lr, resume])
 
 
 def write(home: Path, name: str, *sources: str, parameters: str = ALL) -> Path:
-    """A notebook with a parameters cell and these code cells."""
+    """Write a notebook with a parameters cell and these code cells."""
     cells = [new_markdown_cell(f"# {name}"), new_code_cell(parameters, metadata={"tags": ["parameters"]})]
     kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook = new_notebook(
@@ -46,7 +46,7 @@ def write(home: Path, name: str, *sources: str, parameters: str = ALL) -> Path:
 
 
 def said(path: Path) -> str:
-    """Everything that the cells of an executed notebook printed."""
+    """Everything printed by the cells of an executed notebook."""
     cells = nbformat.read(path, as_version=4).cells
     return "".join(o.get("text", "") for cell in cells for o in cell.get("outputs", ()))
 
@@ -144,7 +144,7 @@ def test_wrong_input_is_refused_before_anything_runs_or_is_written(nanochat_home
 
 
 def test_a_file_is_found_from_where_the_course_was_started(nanochat_home, tmp_path_factory, monkeypatch):
-    """Notebooks run in their own folder: a relative path would mean another file there."""
+    """Notebooks run in their own folder, where a relative path would mean another file."""
     write(nanochat_home, "01_one")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "text.txt").write_text("A text.")
@@ -166,7 +166,7 @@ def test_a_file_is_found_from_where_the_course_was_started(nanochat_home, tmp_pa
 
 @pytest.fixture
 def pretended(nanochat_home, monkeypatch):
-    """Three notebooks; each takes 60 s and 100 MB, those in `failing` raise what is said there."""
+    """Three fake notebooks that take 60 s and 100 MB each; those in `failing` raise the error given there."""
     for name in ("01_one", "02_two", "03_three"):
         write(nanochat_home, name)
     failing: dict[str, BaseException] = {}
@@ -364,7 +364,7 @@ def test_ctrl_c_ends_the_course_with_status_130_and_leaves_no_kernel(nanochat_ho
 
 
 def _ended(pid: int) -> bool:
-    """Whether the process is gone, or goes within a minute: a kernel that is told to leave does so in its own time."""
+    """Whether the process has ended or ends within a minute, since kernels take a while to shut down."""
     import psutil
 
     try:

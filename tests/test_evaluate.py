@@ -1,4 +1,4 @@
-"""Metrics against hand-made cases, baselines against counting by hand, and the report card of a tiny trained model."""
+"""Metrics against hand-made cases, baselines against counts by hand, and the report card of a tiny model."""
 
 from __future__ import annotations
 
@@ -355,7 +355,7 @@ def _qa_records() -> Iterator[Conversation]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A project folder with a corpus, questions, and both stages of the run `r`, of untrained weights."""
+    """A project folder with a corpus, questions, and untrained models for both stages of run `r`."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOCHAT_HOME", str(folder))
