@@ -1,4 +1,4 @@
-"""The form in which notebooks are committed: the same for everybody, whoever ran them."""
+"""The committed form of notebooks does not depend on the machine they ran on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The set-up files agree with each other, and the package keeps its promises about imports."""
+"""The setup files agree with each other, and the package imports only what it may."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PYPI_NAME = {"pytorch-cpu": "torch", "matplotlib-base": "matplotlib"}
 
 
 def requirements(lines: list[str]) -> dict[str, SpecifierSet]:
-    """What is asked of each package but this one, whose extras an extra may name."""
+    """The version specifier of each required package, without this one, whose extras an extra may name."""
     parsed = [Requirement(line) for line in lines]
     return {canonicalize_name(asked.name): asked.specifier for asked in parsed if asked.name != PROJECT["name"]}
 
@@ -50,7 +50,7 @@ PINS = [
 
 
 def test_each_constraint_is_one_exact_public_version() -> None:
-    """One ==, no wildcard, no local part such as +cpu, no address."""
+    """A single ==, no wildcard, no local version such as +cpu, no URL."""
     assert all(pin.url is None and not pin.extras for pin in PINS)
     assert [str(pin) for pin in PINS if not re.fullmatch(r"==[0-9][0-9a-z.]*", str(pin.specifier))] == []
 
@@ -100,7 +100,7 @@ def test_conda_can_read_each_spec(spec: str) -> None:
 
 
 def new_modules(code: str) -> set[str]:
-    """The modules that running `code` in a fresh interpreter adds."""
+    """The modules that `code` imports in a fresh interpreter."""
     script = f"import sys; before = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
@@ -119,7 +119,7 @@ DISTRIBUTION = {"PIL": "pillow", "IPython": "ipython", "yaml": "pyyaml"}
 
 
 def packages_imported(path: Path) -> set[str]:
-    """The distributions from elsewhere that a file imports, inside functions too."""
+    """The third-party distributions that a file imports, including inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -198,7 +198,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(path: Path) -> set[str]:
-    """The modules of the package that a file imports, inside functions too."""
+    """The modules of the package that a file imports, including inside functions."""
     found = set()
     package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -23,7 +23,7 @@ SETTINGS = TrainSettings(steps=10, batch_size=4, seed=5, eval_every=4)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """The machine's matrix rate is not measured anew for each test."""
+    """Keep the measured matrix rate of the machine between tests."""
     monkeypatch.setattr(devices, "matrix_rate", lambda kind, dtype: 1e9)
 
 
@@ -33,7 +33,7 @@ def fresh(arch: str = "modern", seed: int = 0, **changes) -> GPT:
 
 
 def run(folder, model: GPT | None = None, settings: TrainSettings = SETTINGS, *, take: int | None = None, **options):
-    """Reports of a training in `folder`; with `take`, nobody wants more than so many of them."""
+    """The reports of a training in `folder`; with `take`, only the first so many."""
     changes = options.pop("task", {})
     said: list[str] = []
     if options.pop("resume", False):
@@ -139,7 +139,7 @@ def test_rates_follow_the_schedule(tmp_path):
 
 
 def test_a_step_follows_the_gradient_of_its_own_batch_alone(tmp_path, monkeypatch):
-    """The same batch, and weights that do not move: the same gradient each time, with nothing left of the step before."""
+    """With constant batch and weights, the gradient is the same each time: nothing remains of the step before."""
     model, seen = small_model(block_size=16), []
 
     def note(parameters, limit):
@@ -222,7 +222,7 @@ def validate_less(model) -> str:
 
 
 def scripted(values):
-    """A validation that returns these losses one after the other."""
+    """A validation that returns these losses in turn."""
     coming = iter(values)
     return lambda model: {"val_loss": next(coming)}
 
@@ -382,7 +382,7 @@ def test_asked_to_stop_it_ends_after_the_step_in_progress_with_everything_saved(
 
 
 def interrupting(step: int, times: int = 1):
-    """Batches during one of which Ctrl-C is pressed."""
+    """Batches, in one of which Ctrl-C is pressed."""
 
     def batch(at: int):
         if at == step:
@@ -411,7 +411,7 @@ def test_ctrl_c_during_the_first_validation_or_the_last_step_is_not_lost(tmp_pat
 
 
 def test_sigterm_waits_for_the_step_in_progress_saves_and_then_acts(tmp_path):
-    """As a batch system or a container ends a process."""
+    """Batch systems and containers end processes by SIGTERM."""
     seen = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(saved_step(tmp_path)))
     try:
@@ -427,7 +427,7 @@ def saved_step(folder):
 
 
 def test_between_two_steps_ctrl_c_is_the_callers(tmp_path):
-    """A loop that is left with `break` while the training is still referenced must not swallow the next Ctrl-C."""
+    """A loop left with `break` while the training is still referenced must not swallow the next Ctrl-C."""
     before = signal.getsignal(signal.SIGINT)
     reports = train(fresh(), counting_task(tmp_path), SETTINGS)
     for _ in range(3):
@@ -449,7 +449,7 @@ def test_a_training_that_is_left_saves_where_it_was(tmp_path, taken):
 
 
 def test_the_state_is_written_by_the_clock_as_well(tmp_path, monkeypatch):
-    """A clock on which each step takes 25 s: at the latest after the third step since the last save there is a new one."""
+    """With steps of 25 s, the state is saved at the latest after the third step since the last save."""
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     saved = []
@@ -639,14 +639,14 @@ def test_a_compiled_run_that_is_left_and_resumed_is_the_uninterrupted_one_bit_fo
 
 
 def make_plain(model, lr_scale, weight_decay):
-    """Plain gradient descent: unlike Adam and Muon it does not blow rounding errors of tiny gradients up."""
+    """Plain gradient descent, which unlike Adam and Muon does not amplify rounding errors of tiny gradients."""
     from nanochat.optim import Optimizers
 
     return Optimizers([torch.optim.SGD(model.parameters(), lr=0.1 * lr_scale)])
 
 
 def test_the_time_left_counts_the_validations_to_come(tmp_path, monkeypatch):
-    """A clock that stands still but for steps of 1 s and validations of 10 s."""
+    """With a clock that advances by 1 s per step and 10 s per validation."""
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 
