@@ -196,7 +196,7 @@ def deaths_of(kind: str, number: int, total: int) -> list[Before]:
 
 
 def main(projects: Path, stage: str) -> dict[str, Any]:
-    """`projects` contains copies of one prepared project: `whole`, trained undisturbed, and others named <death>-<number>."""
+    """`projects` contains copies of one prepared project: `whole`, trained undisturbed, and <death>-<number>."""
     total = calls_of(projects / "whole", stage)
     results = {"whole": summary(projects / "whole", stage)}
     for project in sorted(set(projects.iterdir()) - {projects / "whole"}):

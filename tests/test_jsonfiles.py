@@ -1,4 +1,4 @@
-"""Corpora and questions are read by the same rules: suffixes, compression, byte order marks, lists, lines, cut characters."""
+"""Corpora and questions are read by the same rules: suffixes, compression, BOMs, lists, lines, cut characters."""
 
 from __future__ import annotations
 

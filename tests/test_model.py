@@ -98,7 +98,7 @@ def test_smeared_heads_copy_before_anything_is_learned():
     x = torch.cat((once, once), dim=1)
 
     def right(smear: bool) -> float:
-        """How often the most likely next token, other than the token itself, is the one that followed it before; chance: 0.4 %."""
+        """How often the likeliest next token, other than the token itself, is the one that followed it before."""
         torch.manual_seed(1)
         model = GPT(model_config("nano-long", 256, n_layer=2, smear=smear))
         guess = model(x).scatter(2, x[..., None], -math.inf).argmax(dim=2)

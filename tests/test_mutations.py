@@ -348,7 +348,7 @@ OPTIONS = ("-q", "-p", "no:cacheprovider", "--assert=plain")  # what is imported
 
 @pytest.fixture(scope="module")
 def outcomes() -> Iterator[Callable[[Path, tuple[str, ...]], Outcomes]]:
-    """A function that runs tests with the package in a folder, and returns the failures of each test over all its parameters."""
+    """A function that runs tests with the package in a folder, and returns the failures of each test."""
     command, pipes = [sys.executable, "-c", RUNNER], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they take longer to import than the tests to run

@@ -1,7 +1,7 @@
 """Regenerate the pictures in the README: python tests/browser/pictures.py
 
-Those of the notebooks are committed outputs as JupyterLab displays them; no notebook is run. playground.png shows a chat with
-the assistant trained by `nanochat course`; without one it is left unchanged.
+Those of the notebooks are committed outputs as JupyterLab displays them; no notebook is run. playground.png shows a chat
+with the assistant trained by `nanochat course`; without one it is left unchanged.
 """
 
 from __future__ import annotations
