@@ -199,17 +199,14 @@ def misnamed() -> str:
     for folder in sorted(out.iterdir()) if out.is_dir() else ():
         if folder.name == paths.BOX:
             continue
-        names = [
-            file.name
+        renames = [
+            f"{file.name} to {folder.name}_{stage}.pt"
             for stage in paths.STAGES
             for file in sorted(folder.glob(f"*_{stage}.pt"))
-            if file.name != f"{folder.name}_{stage}.pt"
+            if not (folder / f"{folder.name}_{stage}.pt").exists()
         ]
-        if names:
-            sentences.append(
-                f"out/{folder.name} holds {', '.join(names)}, not named after the folder: "
-                f"rename to {folder.name}_STAGE.pt to use it"
-            )
+        if renames:
+            sentences.append(f"models in out/{folder.name} must be named after it; rename {', '.join(renames)}")
     return "; ".join(sentences)
 
 
@@ -232,9 +229,7 @@ def orphaned(path: Path, meta: dict[str, Any]) -> str:
     if parent in earlier.values():
         return ""
     now = " and ".join(f"{name} is {digest}" for name, digest in earlier.items()) or "no earlier stage is there"
-    return (
-        f"{path.name} was trained from a model {parent} that is not in its run any more ({now}); train that stage again"
-    )
+    return f"{path.name} was trained from a model {parent} that is no longer in its run ({now}); train that stage again"
 
 
 def in_box(path: Path) -> bool:

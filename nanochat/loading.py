@@ -27,9 +27,8 @@ def load(
         say(orphaned)
     if run is None and checkpoint.in_box(loaded.path):
         name = loaded.meta.get("trained_as", paths.BOX)
-        say(f"no trained run yet: this is the model in the box ({name}); `nanochat course` trains your own")
-        if hint := checkpoint.misnamed():
-            say(hint)
+        hint = f"; {misnamed}" if (misnamed := checkpoint.misnamed()) else ""
+        say(f"no trained run yet: this is the bundled model ({name}); `nanochat course` trains your own{hint}")
     return loaded
 
 

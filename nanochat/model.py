@@ -106,7 +106,7 @@ class Attention(nn.Module):
             share[self.copying] = 1.0
             self.smear = nn.Parameter(share)
 
-    def begin_to_copy(self) -> None:
+    def init_as_induction_heads(self) -> None:
         """Initialize the heads with smeared keys as induction heads: they attend to what followed earlier occurrences of
         the current token, and add a share of it.
 
@@ -275,7 +275,7 @@ class GPT(nn.Module):
             block.attn.c_proj.weight.zero_()
             block.mlp.c_proj.weight.zero_()
             if config.smear:
-                block.attn.begin_to_copy()
+                block.attn.init_as_induction_heads()
 
     def _positions(self, T: int, docs: Tensor | None, cache: Cache | None, device: torch.device) -> Tensor:
         """Positions (T,) or (B, T), counted from the start of the row (after padding), or of each document in it."""

@@ -340,13 +340,12 @@ def rename(old: str, new: str) -> None:
     paths.run_dir(old).rename(paths.run_dir(new))
 
 
-def test_a_renamed_folder_is_told_with_what_it_holds_and_how_to_use_it(nanochat_home):
+def test_the_models_of_a_renamed_folder_are_named_with_the_names_they_need(nanochat_home):
     for stage in ("base_model", "fine_tuned"):
         saved("nano", stage)
     rename("nano", "mine")
-    message = (
-        "nothing yet; out/mine holds nano_base_model.pt, nano_fine_tuned.pt, .*: rename to mine_STAGE.pt to use it"
-    )
+    renames = "rename nano_base_model.pt to mine_base_model.pt, nano_fine_tuned.pt to mine_fine_tuned.pt"
+    message = f"nothing yet; models in out/mine must be named after it; {renames};"
     for run in (None, "mine", "nano"):
         with pytest.raises(UserError, match=message):
             checkpoint.find(run)

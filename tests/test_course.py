@@ -241,7 +241,7 @@ def test_a_terminal_sees_time_memory_and_how_far_the_training_is(nanochat_home, 
     metrics.parent.mkdir(parents=True)
     metrics.write_text('{"stage": "base_model", "step": 7, "total": 9}\n{"stage": "base_mo')
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    line = course._Ticker("[1/2] 03_pretraining", "r")
+    line = course._StatusLine("[1/2] 03_pretraining", "r")
     line(64.0, 812.0)
     os.utime(metrics, (1, 1))  # that training is over
     line(66.0, 815.0)
@@ -257,7 +257,7 @@ def test_a_terminal_sees_time_memory_and_how_far_the_training_is(nanochat_home, 
 def test_memory_is_that_of_the_processes_a_notebook_starts():
     holding = "x = bytearray(300_000_000); x[::4096] = b'1' * len(x[::4096]); print('ready', flush=True); input()"
     seen: list[float] = []
-    with course._watched(lambda seconds, mb: seen.append(mb)) as peak:
+    with course._measured(lambda seconds, mb: seen.append(mb)) as peak:
         child = subprocess.Popen(
             [sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -329,7 +329,7 @@ def test_earlier_turns_stand_as_written_and_only_the_last_answer_is_asked_for(
     ],
 )
 def test_the_five_questions_accept_sentences(number: int, answer: str, right: bool) -> None:
-    assert report_cards._says(answer, report_cards.FIVE_QUESTIONS[number][1]) is right
+    assert report_cards._contains(answer, report_cards.FIVE_QUESTIONS[number][1]) is right
 
 
 # --- the report card

@@ -106,7 +106,7 @@ def test_its_kernel_is_the_one_that_everybody_has(path):
 @each
 def test_it_is_committed_as_the_reference_run_left_it(path):
     """Readable ids, counts from one, no widget state, no machine paths, no papermill metadata: see course/committed.py."""
-    assert committed.normalise(read(path)) == read(path)
+    assert committed.normalize(read(path)) == read(path)
 
 
 @each

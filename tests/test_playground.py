@@ -330,7 +330,7 @@ def test_a_model_whose_base_model_is_gone_is_not_used_without_a_word(nanochat_ho
     lost = tiny_checkpoint(nanochat_home, "lost", parent="0123456789abcdef")
     app = Playground("tiny", device="cpu")
     app.model.value = lost
-    assert "was trained from a model 0123456789abcdef that is not in its run any more" in app.status.value
+    assert "was trained from a model 0123456789abcdef that is no longer in its run" in app.status.value
     assert "0123456789abcdef" in Playground("lost", device="cpu").status.value
 
 

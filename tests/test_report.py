@@ -184,5 +184,5 @@ def test_a_model_whose_base_model_is_gone_is_disowned_and_the_card_of_another_mo
     card = json.loads(stale.read_text())
     stale.write_text(json.dumps({**card, "model": {**card["model"], "fingerprint": "another"}}))
     text, content = written()
-    assert "**Not of this run any more:** r_fine_tuned.pt was trained from a model " in text
+    assert "**No longer part of this run:** r_fine_tuned.pt was trained from a model " in text
     assert content["cards"] == {} and "Report card" not in text

@@ -220,7 +220,7 @@ def explain(loaded: Checkpoint, answer: Answer, k: int = 5) -> list[TokenView]:
     the answer.
     """
     if answer.checkpoint != loaded.meta["fingerprint"]:
-        raise UserError(f"another model wrote that; choose {answer.run} ({answer.stage}) to look inside")
+        raise UserError(f"another model wrote this answer; switch to {answer.run} ({answer.stage}) to inspect it")
     tok, model = loaded.tokenizer, loaded.model
     prompt = questions.render_prompt(answer.conversation, tok)
     written = [*answer.ids, tok.end] if answer.ended == "end" else list(answer.ids)

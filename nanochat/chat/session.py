@@ -131,7 +131,7 @@ class ChatSession:
         Raises UserError at once for an empty text, and at the first piece if the model is busy. The exchange joins the
         history when the iterator ends or is closed, even if the answer was stopped, but not after an error.
         """
-        return self._one(_asked(text, passage), self.exchanges, self.settings)
+        return self._stream_one(_asked(text, passage), self.exchanges, self.settings)
 
     def regenerate(self) -> Iterator[str]:
         """Yield another answer to the last question, with a new seed; it becomes the one in use, and the others are kept.
@@ -140,7 +140,7 @@ class ChatSession:
         """
         if not self.exchanges:
             raise UserError("there is nothing to answer again yet; ask something first")
-        return self._one(self.exchanges[-1], self.exchanges[:-1], self._varied())
+        return self._stream_one(self.exchanges[-1], self.exchanges[:-1], self._nonzero_temperature())
 
     def show_other(self, exchange: Exchange) -> None:
         """Switch to the next of several answers to a question."""
@@ -152,7 +152,9 @@ class ChatSession:
         """Yield (0 or 1, piece) of two answers with different seeds, generated in turns; `choose` then picks the better."""
         exchange = _asked(text, passage, comparison=feedback.new_id())
         conversation = self._fit(exchange, self.exchanges)
-        return self._alone(functools.partial(self._both, conversation, self._varied(), exchange))
+        return self._exclusively(
+            functools.partial(self._stream_both, conversation, self._nonzero_temperature(), exchange)
+        )
 
     def compare(self, text: str, passage: str = "") -> tuple[Answer, Answer]:
         """Two complete answers with different seeds."""
@@ -161,12 +163,12 @@ class ChatSession:
         first, second = self.exchanges[-1].answers
         return first, second
 
-    def _one(self, exchange: Exchange, earlier: list[Exchange], settings: Settings) -> Iterator[str]:
+    def _stream_one(self, exchange: Exchange, earlier: list[Exchange], settings: Settings) -> Iterator[str]:
         conversation = self._fit(exchange, earlier)
         done = functools.partial(self._finish, exchange)
-        return self._alone(lambda stop: write(self.loaded, conversation, settings, self._next_seed(), stop, done))
+        return self._exclusively(lambda stop: write(self.loaded, conversation, settings, self._next_seed(), stop, done))
 
-    def _both(
+    def _stream_both(
         self, conversation: Conversation, settings: Settings, exchange: Exchange, stop: threading.Event
     ) -> Iterator[tuple[int, str]]:
         answers: dict[int, Answer] = {}
@@ -208,7 +210,7 @@ class ChatSession:
         finally:
             self._lock.release()
 
-    def _alone(self, begin: Callable[[threading.Event], Iterator[Any]]) -> Iterator[Any]:
+    def _exclusively(self, begin: Callable[[threading.Event], Iterator[Any]]) -> Iterator[Any]:
         stop = self._waiting = threading.Event()
 
         def pieces() -> Iterator[Any]:
@@ -225,7 +227,7 @@ class ChatSession:
         self._asked += 1
         return self.settings.seed + self._asked - 1
 
-    def _varied(self) -> Settings:
+    def _nonzero_temperature(self) -> Settings:
         if self.settings.temperature > 0:
             return self.settings
         self.notice(f"At temperature 0 there is only one answer; this is sampled at {VARIED} instead.")
@@ -280,7 +282,7 @@ class ChatSession:
     def choose(self, exchange: Exchange, index: int) -> None:
         """Record which of two compared answers is better (0 or 1); the conversation continues with it.
 
-        Raises UserError if the exchange is no comparison.
+        Raises UserError if the exchange is not a comparison.
         """
         if not exchange.comparison:
             raise UserError("there is nothing to choose between; compare two answers first")

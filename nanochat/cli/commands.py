@@ -47,7 +47,7 @@ def prepare(args: argparse.Namespace) -> None:
         data = _corpus_for_questions(args)
     else:
         if questions is not None:
-            _read_through(questions)  # so that a bad file is reported before the corpus is written
+            _check_readable(questions)  # so that a bad file is reported before the corpus is written
         data = _prepared(corpus, args.tokenizer or profile.tokenizer, profile)
         print(
             f"{data.folder}: {data.meta['train']['tokens']:,} training and {data.meta['val']['tokens']:,} validation "
@@ -79,7 +79,7 @@ def _corpus_for_questions(args: argparse.Namespace) -> CorpusData:
     return data
 
 
-def _read_through(questions: str) -> None:
+def _check_readable(questions: str) -> None:
     """Raise UserError if the questions cannot be read."""
     from ..data import questions as qa
     from ..data import sources
@@ -92,10 +92,10 @@ def _read_through(questions: str) -> None:
 def _prepared(corpus: str, tokenizer: str, profile: Profile) -> CorpusData:
     from ..data import corpus as corpus_files
 
-    return corpus_files.prepare_corpus(corpus, tokenizer, size=profile.size, progress=_show_share)
+    return corpus_files.prepare_corpus(corpus, tokenizer, size=profile.size, progress=_show_progress)
 
 
-def _show_share(done: int, total: int | None, text: str) -> None:
+def _show_progress(done: int, total: int | None, text: str) -> None:
     """Show the progress of a preparation or an evaluation on stderr, if that is a terminal."""
     if sys.stderr.isatty():
         share = f"{done / total:4.0%} " if total else f"{done / 1e6:,.0f} MB "
@@ -114,10 +114,10 @@ def pretrain(args: argparse.Namespace) -> None:
     if args.resume:
         begun, meta = stages.begun(run, "base_model")
         settings = _settings_to_resume(args, begun, "base_model")
-        corpus, model = _corpus_of(run, meta, args), args.model or meta["model_name"]
+        corpus, model = _corpus_to_resume(run, meta, args), args.model or meta["model_name"]
     else:
-        settings = stages.settings_for(profile, "base_model", **_typed(args))
-        corpus, model = _corpus_to_read(args), args.model or profile.model
+        settings = stages.settings_for(profile, "base_model", **_given(args))
+        corpus, model = _corpus_to_train_on(args), args.model or profile.model
     reports = stages.pretrain(
         run, corpus, model=model, settings=settings, device=args.device, resume=args.resume, say=say
     )
@@ -141,7 +141,7 @@ def finetune(args: argparse.Namespace) -> None:
                 f"run {run!r} is being finetuned on {meta['qa']}, not {questions}; leave out --qa or --resume"
             )
     else:
-        settings = stages.settings_for(profile, "fine_tuned", **_typed(args))
+        settings = stages.settings_for(profile, "fine_tuned", **_given(args))
         questions, size = args.qa or profile.qa, profile.size
     reports = stages.finetune(
         run, questions, settings=settings, size=size, device=args.device, resume=args.resume, say=say
@@ -156,7 +156,7 @@ def restore(args: argparse.Namespace) -> None:
     runfiles.restore(args.run, args.kept, say)
 
 
-def _typed(args: argparse.Namespace) -> dict[str, Any]:
+def _given(args: argparse.Namespace) -> dict[str, Any]:
     """The training settings from the command line; None for those not given."""
     return {name: getattr(args, name) for name in ("steps", "tokens", "minutes", "batch_size", "seed")}
 
@@ -168,17 +168,17 @@ def _settings_to_resume(args: argparse.Namespace, begun: TrainSettings, stage: s
     """
     if args.tokens or args.minutes:
         raise UserError("the length of a run was set when it began; to make it longer, resume with more --steps")
-    typed = {name: value for name, value in _typed(args).items() if value is not None}
+    given = {name: value for name, value in _given(args).items() if value is not None}
     if args.named_profile:
         from ..train import stages
 
         named = stages.settings_for(args.named_profile, stage)
         asked = {name: getattr(named, name) for name in ("batch_size", "lr_scale", "decay_from", "optimizer")}
-        typed = asked | typed
-    return dataclasses.replace(begun, **typed)
+        given = asked | given
+    return dataclasses.replace(begun, **given)
 
 
-def _corpus_of(run: str, before: dict[str, Any], args: argparse.Namespace) -> CorpusData:
+def _corpus_to_resume(run: str, before: dict[str, Any], args: argparse.Namespace) -> CorpusData:
     """The corpus that a run to be resumed began with; raises UserError if the command line asks for another."""
     from ..data import corpus as corpus_files
     from ..data import sources
@@ -191,7 +191,7 @@ def _corpus_of(run: str, before: dict[str, Any], args: argparse.Namespace) -> Co
     return data
 
 
-def _corpus_to_read(args: argparse.Namespace) -> CorpusData:
+def _corpus_to_train_on(args: argparse.Namespace) -> CorpusData:
     """The corpus of --corpus, otherwise of --profile, otherwise the one prepared last, otherwise the default profile's.
 
     It keeps the tokenizer it was prepared with, unless --tokenizer or --profile choose one.
@@ -215,29 +215,29 @@ def _corpus_to_read(args: argparse.Namespace) -> CorpusData:
 def _follow(args: argparse.Namespace, run: str, stage: str, reports: Iterator[StepReport]) -> None:
     from ..train import progress
 
-    begun = args.resume
+    started = args.resume
 
-    def noted() -> Iterator[StepReport]:
-        nonlocal begun
+    def watched() -> Iterator[StepReport]:
+        nonlocal started
         try:
             for report in reports:
-                begun = True
+                started = True
                 yield report
         finally:
             progress.leave(reports)
 
     try:
-        seen = progress.follow(noted())
+        seen = progress.follow(watched())
     except KeyboardInterrupt:
-        if begun:  # interrupted during the speed estimate, a new run has saved nothing yet
-            say(f"progress is saved; continue with: {_resuming(args, run)}")
+        if started:  # interrupted during the speed estimate, a new run has saved nothing yet
+            say(f"progress is saved; continue with: {_resume_command(args, run)}")
         raise
     if seen:
         took = progress.duration(seen[-1].elapsed_s)
         say(f"{args.command} of {run!r} took {took}; the model is {paths.checkpoint_path(run, stage)}")
 
 
-def _resuming(args: argparse.Namespace, run: str) -> str:
+def _resume_command(args: argparse.Namespace, run: str) -> str:
     """The command that continues the training that was interrupted."""
     words = ["nanochat", *args.words]
     if args.run is None:
@@ -256,7 +256,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from ..evaluation import card_text
 
     limit = args.limit or args.profile.eval_questions
-    card = report_cards.report_card(args.run, stage=args.stage, limit_per_split=limit, progress=_show_share)
+    card = report_cards.report_card(args.run, stage=args.stage, limit_per_split=limit, progress=_show_progress)
     if args.json:
         with paths.atomic_write(args.json, "w") as file:
             json.dump(card, file, indent=1)
@@ -270,7 +270,7 @@ def ask(args: argparse.Namespace) -> None:
 
     question = qa.ask(args.question, context=args.context)
     loaded = loading.load(args.run, args.stage)
-    _announce_cropping(qa.render_prompt(question, loaded.tokenizer), loaded)
+    _warn_if_cropped(qa.render_prompt(question, loaded.tokenizer), loaded)
     sampling = {"temperature": args.temperature, "seed": args.seed}
     print(loading.answer(loaded, [question], max_new_tokens=args.tokens, **sampling)[0])
 
@@ -284,7 +284,7 @@ def sample(args: argparse.Namespace) -> None:
     loaded = loading.load(args.run, stage)
     tokenizer = loaded.tokenizer
     prompt = [tokenizer.eot, *tokenizer.encode(args.prompt)]
-    _announce_cropping(prompt, loaded)
+    _warn_if_cropped(prompt, loaded)
     ids = generate.generate(
         loaded.model, [prompt], max_new_tokens=args.tokens, temperature=args.temperature,
         top_k=args.top_k, seed=args.seed, stop={tokenizer.eot},
@@ -292,7 +292,7 @@ def sample(args: argparse.Namespace) -> None:
     print(args.prompt + tokenizer.decode(ids))
 
 
-def _announce_cropping(prompt: Sequence[int], loaded: Any) -> None:
+def _warn_if_cropped(prompt: Sequence[int], loaded: Any) -> None:
     room = loaded.model.config.block_size
     if len(prompt) > room:
         say(f"the prompt has {len(prompt)} tokens, more than the context holds: the model reads only the last {room}")

@@ -121,7 +121,7 @@ def _add_profile(sub: _Parser) -> None:
         type=_checked(config.profile),
         dest="named_profile",
         metavar="NAME",
-        help=f"the sizes and defaults to use: {names} (default: default)",
+        help=f"the profile that sets all defaults: {names} (default: default)",
     )
 
 
@@ -156,7 +156,7 @@ def _add_training(sub: _Parser, default_run: str) -> None:
     sub.add_argument("--resume", action="store_true", help="continue a run from its last saved state")
 
 
-def _add_trained(sub: _Parser, stage_default: str = "the latest trained") -> None:
+def _add_model_choice(sub: _Parser, stage_default: str = "the latest trained") -> None:
     about = f"the run whose model to use (default: the newest; {paths.BOX}: the model bundled with nanochat)"
     sub.add_argument("--run", type=_run, metavar="NAME", help=about)
     sub.add_argument("--stage", type=_stage, help=f"{', '.join(paths.STAGES)} (default: {stage_default})")
@@ -178,8 +178,8 @@ def _add_sampling(sub: _Parser, tokens: int, temperature: float) -> None:
 _Command = Callable[[Callable[[argparse.Namespace], "int | None"], str, str], _Parser]  # function, help text, example
 
 
-def _add_making(command: _Command) -> None:
-    sub = command(commands.course, "run every notebook in order and write a report", "course --profile smoke")
+def _add_training_commands(command: _Command) -> None:
+    sub = command(commands.course, "run all notebooks in order and write a report", "course --profile smoke")
     _add_profile(sub)
     sub.add_argument(
         "--run", type=_run, metavar="NAME", help="name of the run, a folder in out/ (default: the profile's)"
@@ -226,36 +226,36 @@ def _add_making(command: _Command) -> None:
     )
 
 
-def _add_using(command: _Command) -> None:
+def _add_model_commands(command: _Command) -> None:
     sub = command(commands.evaluate, "score a model on held-out questions", "evaluate --run nano --json card.json")
     _add_profile(sub)
-    _add_trained(sub)
+    _add_model_choice(sub)
     sub.add_argument("--limit", type=_count, metavar="N", help="maximum number of questions of each skill and split")
     sub.add_argument(
         "--json", type=_checked(_file_to_write), metavar="PATH", help="also write the report card to this file"
     )
 
-    sub = command(
-        commands.ask, "ask one question; prints nothing but the answer", 'ask "What is the capital of France?"'
-    )
+    sub = command(commands.ask, "answer one question and print nothing else", 'ask "What is the capital of France?"')
     sub.add_argument("question", metavar="QUESTION", help="the question to answer")
     sub.add_argument("--context", default="", metavar="TEXT", help="a passage that the question is about")
-    _add_trained(sub)
+    _add_model_choice(sub)
     _add_sampling(sub, tokens=64, temperature=0.0)
 
     sub = command(commands.sample, "continue a text", 'sample "Once upon a time" --tokens 100')
     sub.add_argument("prompt", metavar="PROMPT", nargs="?", default="", help="the text to continue (default: none)")
-    _add_trained(sub, "base_model")
+    _add_model_choice(sub, "base_model")
     _add_sampling(sub, tokens=100, temperature=0.8)
     sub.add_argument("--top-k", type=_count, metavar="N", help="sample only from the N most likely tokens")
 
     sub = command(commands.chat, "chat in the terminal or the browser, and rate the answers", "chat --run nano")
-    _add_trained(sub)
+    _add_model_choice(sub)
     sub.add_argument("--web", action="store_true", help="serve the playground as a web page on this machine")
     sub.add_argument("--port", type=_port, metavar="N", help="port of the web page (default: a free one)")
 
     sub = command(
-        commands.bench, "benchmark speed and memory on this machine, next to the targets", "bench --json out/bench.json"
+        commands.bench,
+        "benchmark this machine and print the results next to the targets",
+        "bench --json out/bench.json",
     )
     sub.add_argument(
         "--only",
@@ -277,15 +277,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"nanochat {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    def command(does: Callable[[argparse.Namespace], int | None], text: str, example: str) -> _Parser:
+    def command(function: Callable[[argparse.Namespace], int | None], text: str, example: str) -> _Parser:
         sub = subparsers.add_parser(
-            does.__name__, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=f"example: nanochat {example}"
+            function.__name__,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            epilog=f"example: nanochat {example}",
         )
-        sub.set_defaults(does=does)
+        sub.set_defaults(function=function)
         return sub
 
-    _add_making(command)
-    _add_using(command)
+    _add_training_commands(command)
+    _add_model_commands(command)
     return parser
 
 
@@ -298,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_args(words, argparse.Namespace(words=words, named_profile=None))
         args.profile = args.named_profile or config.profile("default")
-        status = args.does(args) or 0
+        status = args.function(args) or 0
         sys.stdout.flush()
     except UserError as error:
         commands.say(f"nanochat: {commands.one_line(error)}")

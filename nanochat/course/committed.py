@@ -65,7 +65,7 @@ def _clean_text(value: Any) -> Any:
     return value
 
 
-def normalise(notebook: NotebookNode) -> NotebookNode:
+def normalize(notebook: NotebookNode) -> NotebookNode:
     """The normalized notebook, as it is committed; the argument is not changed."""
     result = nbformat.v4.new_notebook(metadata={"kernelspec": KERNELSPEC, "language_info": {"name": "python"}})
     result.nbformat_minor = 5
@@ -112,4 +112,4 @@ def commit(executed: Path, committed: Path) -> None:
     """Overwrite the committed notebook with the normalized form of an executed one."""
     notebook = nbformat.read(executed, as_version=4)
     with paths.atomic_write(committed, "w") as file:
-        file.write(nbformat.writes(normalise(notebook)) + "\n")
+        file.write(nbformat.writes(normalize(notebook)) + "\n")

@@ -155,7 +155,7 @@ def _models(models: dict[str, dict[str, Any]]) -> list[str]:
         lines.append(f"| {' | '.join(cells)} |")
     for model in models.values():
         if model["orphaned"]:
-            lines += ["", f"**Not of this run any more:** {model['orphaned']}."]
+            lines += ["", f"**No longer part of this run:** {model['orphaned']}."]
     return lines
 
 

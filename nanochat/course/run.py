@@ -123,7 +123,7 @@ def _check(given: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def _watched(show: Callable[[float, float], None]) -> Iterator[list[float]]:
+def _measured(show: Callable[[float, float], None]) -> Iterator[list[float]]:
     """Measure the memory of all child processes; the only entry of the list yielded is the peak of their sum, in MB.
 
     `show(seconds, megabytes)` is called about twice a second.
@@ -151,7 +151,7 @@ def _watched(show: Callable[[float, float], None]) -> Iterator[list[float]]:
 
 
 @contextmanager
-def _home_handed_down() -> Iterator[None]:
+def _project_home_exported() -> Iterator[None]:
     """Pass the project folder on to child processes through NANOCHAT_HOME, since they run in another folder."""
     before = os.environ.get("NANOCHAT_HOME")
     os.environ["NANOCHAT_HOME"] = str(paths.home())
@@ -183,7 +183,7 @@ def execute(
     output.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     started = time.perf_counter()
-    with _home_handed_down(), _watched(show) as peak, warnings.catch_warnings():
+    with _project_home_exported(), _measured(show) as peak, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             papermill.execute_notebook(
@@ -202,7 +202,7 @@ def execute(
     raise CourseError(f"{notebook.name}, {_failed_cell(output)}: {reason}; everything up to there is in {output}")
 
 
-class _Ticker:
+class _StatusLine:
     """The status line on stderr: the notebook running, its time and memory, and the progress of its training."""
 
     def __init__(self, text: str, run: str) -> None:
@@ -248,7 +248,7 @@ def run(
     failure = None
     try:
         for number, (notebook, values) in enumerate(steps, 1):
-            line = _Ticker(f"[{number}/{len(steps)}] {notebook.stem}", chosen.run)
+            line = _StatusLine(f"[{number}/{len(steps)}] {notebook.stem}", chosen.run)
             try:
                 done.append(execute(notebook, folder / "notebooks" / notebook.name, values, line))
             except (CourseError, KeyboardInterrupt) as error:

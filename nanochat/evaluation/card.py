@@ -78,16 +78,16 @@ def score(
     """
     tokenizer = loaded.tokenizer
     prompts = [qa.render_prompt(conv, tokenizer) for conv in conversations]
-    rooms = [_room(conv, tokenizer) for conv in conversations]
+    limits = [_token_limit(conv, tokenizer) for conv in conversations]
     # batch together what has the same token limit and a similar length: little padding, and no waiting for long answers
-    order = sorted(range(len(prompts)), key=lambda i: (rooms[i], len(prompts[i]), i))
+    order = sorted(range(len(prompts)), key=lambda i: (limits[i], len(prompts[i]), i))
     predictions: dict[int, list[int]] = {}
-    for room, group in itertools.groupby(order, key=rooms.__getitem__):
+    for limit, group in itertools.groupby(order, key=limits.__getitem__):
         members = list(group)
         for at in range(0, len(members), BATCH):
             batch = members[at : at + BATCH]
             ids = generate(
-                loaded.model, [prompts[i] for i in batch], max_new_tokens=room, stop={tokenizer.end, tokenizer.eot}
+                loaded.model, [prompts[i] for i in batch], max_new_tokens=limit, stop={tokenizer.end, tokenizer.eot}
             )
             predictions.update(zip(batch, ids, strict=True))
             if progress:
@@ -96,7 +96,7 @@ def score(
     for i, conv in enumerate(conversations):
         prediction = tokenizer.decode(predictions[i]).strip()
         right, overlap = scoring.exact_match(prediction, conv.answers), scoring.f1(prediction, conv.answers)
-        stopped = len(predictions[i]) < rooms[i]
+        stopped = len(predictions[i]) < limits[i]
         scored.append(
             Scored(
                 conv.skill, conv.split, conv.question, prediction, conv.answers, right, overlap, stopped, conv.context
@@ -105,7 +105,7 @@ def score(
     return scored
 
 
-def _room(conv: Conversation, tokenizer: Tokenizer) -> int:
+def _token_limit(conv: Conversation, tokenizer: Tokenizer) -> int:
     """The token limit of an answer: a power of two, so that questions fall into few groups."""
     longest = max((len(tokenizer.encode(answer)) for answer in conv.answers), default=0)
     return max(32, 1 << (2 * longest - 1).bit_length())
@@ -115,12 +115,12 @@ def five_questions(loaded: checkpoint.Checkpoint) -> list[dict[str, Any]]:
     """FIVE_QUESTIONS with the model's answers, and whether each contains what it must, word for word."""
     predictions = loading.answer(loaded, [qa.ask(question) for question, _ in FIVE_QUESTIONS])
     return [
-        {"question": question, "answer": prediction, "right": _says(prediction, wanted)}
+        {"question": question, "answer": prediction, "right": _contains(prediction, wanted)}
         for (question, wanted), prediction in zip(FIVE_QUESTIONS, predictions, strict=True)
     ]
 
 
-def _says(prediction: str, wanted: tuple[str, ...]) -> bool:
+def _contains(prediction: str, wanted: tuple[str, ...]) -> bool:
     if IDK in wanted:
         return bool(prediction) and scoring.is_refusal(prediction)
     said = scoring.normalize(prediction)
