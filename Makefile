@@ -1,10 +1,10 @@
 # make course | test | test-fast | lab | notebooks | lint      (make alone explains them)
 #
-#   PYTHON=python3.12     the Python to make .venv with, 3.10 or later
-#   TORCH_INDEX=URL       take torch from this index and everything else from the usual one. On Linux the usual
-#                         index may offer only the CUDA build, which is far larger; PyTorch's own index of
-#                         CPU builds is https://download.pytorch.org/whl/cpu
-#   WORKERS=0             run the tests in one process
+#   PYTHON=python3.12     the Python that creates .venv, 3.10 or later
+#   TORCH_INDEX=URL       install torch from this package index and everything else from the default one. On Linux
+#                         the default index may offer only the much larger CUDA build; PyTorch's index of CPU builds
+#                         is https://download.pytorch.org/whl/cpu
+#   WORKERS=0             run the tests in a single process
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -17,37 +17,37 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install -
 .DEFAULT_GOAL := help
 .PHONY: help setup course test test-fast lab notebooks lint
 
-# What is installed holds absolute paths, so .venv serves only where it was made: the stamp says where that is.
+# A virtual environment contains absolute paths, so it cannot be moved: the stamp records where it was created.
 HERE := $(shell test "$$(cat $(READY) 2>/dev/null)" = "$(CURDIR)" && echo yes)
 ifneq ($(HERE),yes)
 .PHONY: $(READY)
 endif
 
-help: ## print this
+help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
 
-course: $(READY) ## run every notebook on the embedded default and write out/<run>/ (12 to 14 minutes)
+course: $(READY) ## run all notebooks on the built-in corpus and write out/<run>/ (12 to 14 minutes)
 	@$(BIN)/nanochat course
 
-lab: $(READY) ## open the course in JupyterLab
+lab: $(READY) ## open the notebooks in JupyterLab
 	@$(BIN)/nanochat lab
 
-test: lint ## lint, then every test
+test: lint ## run the linter, then all tests
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
-test-fast: $(READY) ## the tests that take seconds
+test-fast: $(READY) ## run only the fast tests
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not browser and not notebook"
 
-lint: $(READY) ## ruff: rules and format, notebooks included
+lint: $(READY) ## check rules and format with ruff, including the notebooks
 	@$(BIN)/ruff check --quiet --output-format concise .
 	@$(BIN)/ruff format --quiet --check .
 
-notebooks: $(READY) ## regenerate the committed notebooks, outputs included, from one reference run
+notebooks: $(READY) ## regenerate the committed notebooks with the outputs of a reference run
 	@$(BIN)/nanochat course --reference
 
-setup: $(READY) ## make .venv with the versions of constraints.txt (every other target does this first)
+setup: $(READY) ## create .venv with the versions in constraints.txt (the other targets do this first)
 
-# torch comes alone and before the rest: it is the one package that may have to come from another index.
+# torch is installed first and by itself, since it may have to come from another index.
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || \
 	  { echo "no '$(PYTHON)' on this machine; install Python 3.10 or later, or name yours: make PYTHON=..." >&2; exit 2; }

@@ -1,4 +1,4 @@
-"""Model files: written atomically, loaded without ever running code from them, each naming what it was made from."""
+"""Checkpoints: model files written atomically, loaded without running code from them, and naming their origin."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ FORMAT = 1
 
 @dataclass
 class Checkpoint:
-    """A loaded model with its tokenizer. `meta` holds run, stage, step, val_loss, val_bpb, parent and fingerprints."""
+    """A loaded model with its tokenizer.
+
+    `meta` holds run, stage, step, val_loss, val_bpb, parent (the fingerprint of the model it was trained from, or None)
+    and the fingerprints of its weights and tokenizer.
+    """
 
     model: GPT
     tokenizer: Tokenizer
@@ -33,7 +37,7 @@ class Checkpoint:
 
 
 def fingerprint(weights: dict[str, Tensor]) -> str:
-    """16 hexadecimal digits that change when any weight changes, but not with the precision in which it is stored."""
+    """16 hexadecimal digits of SHA-256 over all weights as float32: storing them in a wider type changes nothing."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
@@ -42,16 +46,17 @@ def fingerprint(weights: dict[str, Tensor]) -> str:
 
 
 def save_file(path: Path, content: dict[str, Any]) -> None:
-    """Write plain values and tensors to `path`, atomically."""
+    """Write plain values and tensors to `path` atomically. Raises OSError if the disk fails."""
     with paths.atomic_write(path) as file:
         torch.save({"format": FORMAT, **content}, file)
 
 
 def load_file(path: Path, *, check: bool = True) -> dict[str, Any]:
-    """Read a file of save_file with `weights_only=True`, on the CPU. Raises UserError if it is missing or not ours.
+    """Read a file written by save_file, onto the CPU and with `weights_only=True`.
 
-    Every byte of the tensors is checked against the file's checksums, which torch.load does not do. `check=False` leaves
-    that out and maps the tensors instead of reading them: for looking at what is beside them.
+    All tensors are verified against the file's checksums, which torch.load does not do. `check=False` skips this and
+    memory-maps the tensors, for reading only the values next to them. Raises UserError if the file is missing, damaged,
+    of another kind or format, or does not fit into memory.
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path.name} in {path.parent}; train that stage first")
@@ -64,33 +69,33 @@ def load_file(path: Path, *, check: bool = True) -> dict[str, Any]:
     if not isinstance(content, dict) or "format" not in content:
         raise _damaged(path)
     if content["format"] != FORMAT:
-        raise UserError(f"{path} has format {content['format']}, this version reads {FORMAT}; train it again")
+        raise UserError(f"{path} has format {content['format']}, this version reads {FORMAT}; train that stage again")
     return content
 
 
 def _damaged(path: Path) -> UserError:
-    return UserError(f"{path} is damaged or no nanochat checkpoint; train that stage again")
+    return UserError(f"{path} is damaged or not a nanochat checkpoint; train that stage again")
 
 
 @contextmanager
 def _room_for(path: Path) -> Iterator[None]:
-    """Turn a lack of memory, which Python and PyTorch report in several ways, into a UserError."""
+    """Turn out-of-memory errors, which Python and PyTorch report in several ways, into a UserError."""
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
         if not devices.out_of_memory(error):
             raise
         raise UserError(
-            f"{path} does not fit into the memory that is free; close other programs or use a machine with more"
+            f"{path} does not fit into the free memory; close other programs or use a machine with more"
         ) from error
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn what zipfile and torch.load raise while they read `path` into a UserError that says what is wrong.
+    """Turn what zipfile and torch.load raise while reading `path` into a UserError that says what is wrong.
 
-    A damaged file makes them raise nearly any type, so only their calls belong inside: what code of ours raises is no
-    damage.
+    A damaged file makes them raise almost any exception. Other calls must stay outside, or their bugs would be reported
+    as damage.
     """
     try:
         with _room_for(path):
@@ -98,46 +103,49 @@ def _readable(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        # an OSError without a number comes from a decompressor; EINVAL from seeking to a place that a damaged file names
+        # in a damaged file, decompressors raise OSError without errno, and seeking to a wrong offset raises EINVAL
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise UserError(
-                f"{path} cannot be read ({error.strerror}), which does not mean that it is damaged; mend that and try again"
+                f"{path} cannot be read ({error.strerror}); the file may be intact: fix access to it and try again"
             ) from error
         raise _damaged(path) from error
 
 
 def _parts(path: Path, *, check: bool = True) -> dict[str, dict[str, Any]]:
-    """The content of a model file; raises UserError like load_file, and if something else was saved there."""
+    """The content of a model file. Raises UserError like load_file, and if the file holds no model."""
     content = load_file(path, check=check)
     if not all(isinstance(content.get(name), dict) for name in ("config", "model", "tokenizer", "meta")):
         raise _damaged(path)
+    run = path.parent.name
+    if path.name.startswith(f"{run}_"):  # a person may have renamed the run, folder and files
+        content["meta"]["run"] = run
     return content
 
 
 def save(path: Path, model: GPT, tokenizer: Tokenizer, meta: dict[str, Any]) -> str:
-    """Write a model with everything needed to talk to it; returns the fingerprint of its weights."""
+    """Write a model with its configuration, tokenizer and metadata; returns the fingerprint of its weights."""
     weights = model.state_dict()
-    mark = fingerprint(weights)
-    meta = {**meta, "fingerprint": mark, "tokenizer": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint}
+    digest = fingerprint(weights)
+    meta = {**meta, "fingerprint": digest, "tokenizer": tokenizer.name, "tokenizer_fingerprint": tokenizer.fingerprint}
     save_file(path, {"config": asdict(model.config), "model": weights, "tokenizer": tokenizer.to_state(), "meta": meta})
-    return mark
+    return digest
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a model, in float32 and in evaluation mode.
+    """Load a model onto `device`, in float32 and evaluation mode.
 
-    Raises UserError if the file is missing or damaged, does not fit together, or not into memory.
+    Raises UserError if the file is missing, damaged or inconsistent, or does not fit into memory.
     """
     content = _parts(path)
     try:
         config = ModelConfig(**content["config"])
-    except TypeError as error:  # other fields than a model's shape has
+    except TypeError as error:  # missing or unknown fields
         raise _damaged(path) from error
     with _room_for(path):
         model = GPT(config)
         try:
             model.load_state_dict(content["model"])
-        except RuntimeError as error:  # weights are missing, or of another shape
+        except RuntimeError as error:  # missing weights or other shapes
             if devices.out_of_memory(error):
                 raise
             raise _damaged(path) from error
@@ -147,26 +155,26 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     if tokenizer.fingerprint != meta.get("tokenizer_fingerprint"):
         raise UserError(
             f"{path.name} was trained with tokenizer {meta.get('tokenizer_fingerprint')} but carries "
-            f"{tokenizer.fingerprint}; train it again"
+            f"{tokenizer.fingerprint}; train that stage again"
         )
     return Checkpoint(model, tokenizer, meta, path)
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """Only the meta of a model file, with `config` beside it; raises UserError like load_file."""
+    """The metadata of a model file, with its configuration as `config`. Raises UserError like load_file."""
     content = _parts(path, check=False)
     return {**content["meta"], "config": content["config"]}
 
 
 def available() -> list[tuple[str, str, Path]]:
-    """(run, stage, path) of every model that can be loaded: newest run first, later stages first; then the box, and last
-    the stand-ins, which were never meant to be good.
+    """(run, stage, path) of every model that can be loaded: newest run first and later stages first, then the bundled
+    model, and last the stand-ins, which only keep the notebooks running.
     """
     return [(run, stage, path) for run, stage, path, _ in _models()]
 
 
 def _models() -> list[tuple[str, str, Path, dict[str, Any]]]:
-    """The same with the meta of each."""
+    """`available`, with the metadata of each model."""
     out, box = paths.home() / "out", paths.box_dir()
     trained = [folder for folder in out.iterdir() if folder.name != paths.BOX] if out.is_dir() else []
     found = []
@@ -182,37 +190,55 @@ def _models() -> list[tuple[str, str, Path, dict[str, Any]]]:
     return sorted(models, key=lambda model: is_standin(model[3]))  # stable
 
 
+def misnamed() -> str:
+    """A message about model files not named after their folder, which are therefore ignored; "" if there are none.
+
+    They come about when a run's folder is renamed but not the files in it.
+    """
+    out, sentences = paths.home() / "out", []
+    for folder in sorted(out.iterdir()) if out.is_dir() else ():
+        if folder.name == paths.BOX:
+            continue
+        renames = [
+            f"{file.name} to {folder.name}_{stage}.pt"
+            for stage in paths.STAGES
+            for file in sorted(folder.glob(f"*_{stage}.pt"))
+            if not (folder / f"{folder.name}_{stage}.pt").exists()
+        ]
+        if renames:
+            sentences.append(f"models in out/{folder.name} must be named after it; rename {', '.join(renames)}")
+    return "; ".join(sentences)
+
+
 def is_standin(meta: dict[str, Any]) -> bool:
-    """Whether a model only stands where a trained one is missing."""
+    """Whether a model is only a stand-in for a missing trained one."""
     return bool(meta.get("standin"))
 
 
 def orphaned(path: Path, meta: dict[str, Any]) -> str:
-    """What to say of a model whose parent, the model it was trained from, is not in its folder any more; "" if it is."""
+    """A message if the parent of a model, the one it was trained from, is no longer in its folder; "" if it is."""
     parent = meta.get("parent")
     at = paths.STAGES.index(meta["stage"])
     if in_box(path) or parent is None or at == 0:
         return ""
-    before = {}
+    earlier = {}
     for stage in reversed(paths.STAGES[:at]):
         file = path.with_name(f"{meta['run']}_{stage}.pt")
-        if file.is_file() and (meta_before := _meta(file)) is not None:
-            before[file.name] = meta_before.get("fingerprint")
-    if parent in before.values():
+        if file.is_file() and (other := _meta(file)) is not None:
+            earlier[file.name] = other.get("fingerprint")
+    if parent in earlier.values():
         return ""
-    now = " and ".join(f"{name} is {mark}" for name, mark in before.items()) or "no earlier stage is there"
-    return (
-        f"{path.name} was trained from a model {parent} that is not in its run any more ({now}); train that stage again"
-    )
+    now = " and ".join(f"{name} is {digest}" for name, digest in earlier.items()) or "no earlier stage is there"
+    return f"{path.name} was trained from a model {parent} that is no longer in its run ({now}); train that stage again"
 
 
 def in_box(path: Path) -> bool:
-    """Whether this model came with the package."""
+    """Whether this is the path of the bundled model."""
     return path.parent == paths.box_dir()
 
 
 def _meta(path: Path) -> dict[str, Any] | None:
-    """The meta of a model file; None for one that cannot be loaded."""
+    """The metadata of a model file; None if it cannot be loaded."""
     try:
         return _parts(path, check=False)["meta"]
     except UserError:
@@ -220,10 +246,10 @@ def _meta(path: Path) -> dict[str, Any] | None:
 
 
 def find(run: str | None = None, stage: str | None = None) -> Path:
-    """The model file that `run` and `stage` mean; without a stage the latest stage, without a run the newest run.
+    """The path of the model of a run and stage: by default the newest run and its latest stage.
 
-    The model in the box is meant by run "box", and without a run as long as nothing is trained; a stand-in only by its
-    name. Raises UserError when there is none, naming what there is.
+    Run "box" is the bundled model, which is also the default until something has been trained; a stand-in is only found
+    by its name. Raises UserError if there is no such model, naming those there are.
     """
     if run is not None:
         paths.safe_name(run)
@@ -238,4 +264,5 @@ def find(run: str | None = None, stage: str | None = None) -> Path:
     wanted = (f" of run {run!r}" if run else "") + (f" at stage {stage!r}" if stage else "")
     have = ", ".join(f"{other} ({at})" for other, at, _, _ in trained) or "nothing yet"
     have += f"; with nanochat came: {', '.join(f'{other} ({at})' for other, at, _, _ in boxed)}" if boxed else ""
+    have += f"; {hint}" if (hint := misnamed()) else ""
     raise UserError(f"there is no trained model{wanted}; trained so far: {have}; `nanochat course` trains one")

@@ -1,4 +1,4 @@
-"""Load the model that a run and a stage mean, and ask it."""
+"""Load the model of a run and stage, and let it answer."""
 
 from __future__ import annotations
 
@@ -17,24 +17,28 @@ def load(
     device: str = "auto",
     say: Callable[[str], None] = lambda sentence: print(sentence, file=sys.stderr),
 ) -> checkpoint.Checkpoint:
-    """The model that `run` and `stage` mean (see checkpoint.find), on `device`.
+    """Load the model of a run and stage (defaults as in checkpoint.find) onto `device`.
 
-    `say` is told when that is the model in the box although nobody asked for it, and when the model that it was trained
-    from is gone.
+    `say` receives a message if this falls back on the bundled model, and if the model's parent no longer exists. Raises
+    UserError if there is no such model or it cannot be loaded.
     """
     loaded = checkpoint.load(checkpoint.find(run, stage), devices.pick_device(device))
     if orphaned := checkpoint.orphaned(loaded.path, loaded.meta):
         say(orphaned)
     if run is None and checkpoint.in_box(loaded.path):
         name = loaded.meta.get("trained_as", paths.BOX)
-        say(f"no trained run yet: this is the model in the box ({name}); `nanochat course` trains your own")
+        hint = f"; {misnamed}" if (misnamed := checkpoint.misnamed()) else ""
+        say(f"no trained run yet: this is the bundled model ({name}); `nanochat course` trains your own{hint}")
     return loaded
 
 
 def answer(
     loaded: checkpoint.Checkpoint, conversations: list[qa.Conversation], *, max_new_tokens: int = 64, **sampling: Any
 ) -> list[str]:
-    """The model's answers to conversations that wait for one, in one batch."""
+    """The model's answers to conversations that end with a question, generated in one batch.
+
+    `sampling` is passed on to `generate`, as temperature, top_k, top_p and seed.
+    """
     tokenizer = loaded.tokenizer
     prompts = [qa.render_prompt(conversation, tokenizer) for conversation in conversations]
     stop = {tokenizer.end, tokenizer.eot}

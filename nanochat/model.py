@@ -1,15 +1,14 @@
 """The GPT: one class, two architectures.
 
-`arch="gpt2"` is GPT-2 (Radford et al. 2019) to the letter, so that its published weights fit. `arch="modern"` keeps the
-skeleton and changes what has measured better since: rotary positions (Su et al. 2021), RMSNorm without weights (Zhang and
-Sennrich 2019), normalised queries and keys (Henry et al. 2020), squared ReLU (So et al. 2021), no biases, logits capped by
-a tanh (Gemma 2, 2024) and output projections that start at zero, so that each block starts as identity. With `smear` heads
-may look for positions by the token before them, so that one layer suffices to find what followed a word earlier in the text
-(the smeared keys of Olsson et al. 2022, "In-context Learning and Induction Heads"). With `value_residual` a layer may hand
-on, in place of a share of its own values, those of the first layer, in which each token is still plainly itself (Zhou et
-al. 2024, "Value Residual Learning").
+`arch="gpt2"` is exactly GPT-2 (Radford et al. 2019), so that its published weights can be loaded. `arch="modern"` keeps the
+structure and adopts later improvements: rotary position embeddings (Su et al. 2021), RMSNorm without weights (Zhang and
+Sennrich 2019), QK-norm (Henry et al. 2020), squared ReLU (So et al. 2021), no biases, tanh logit soft-capping (Gemma 2,
+2024) and zero-initialized output projections, so that each block starts as the identity. With `smear`, keys are mixed with
+the key of the token before, so that a single layer can find what followed a word earlier in the text (the smeared keys of
+Olsson et al. 2022, "In-context Learning and Induction Heads"). With `value_residual`, each layer mixes the values of the
+first layer, which still represent the tokens themselves, into its own (Zhou et al. 2024, "Value Residual Learning").
 
-Shapes: B rows, T positions, C = n_embd, H heads of D = C / H, V = vocab_size.
+Shapes: B rows (batch), T positions, C = n_embd, H heads of size D = C / H, V = vocab_size.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from .loss import SOFTCAP, head_loss
 
 
 class Cache:
-    """Keys and values of the positions already seen, preallocated: 2 x n_layer x (B, H, capacity, D).
+    """The key-value cache: keys and values of earlier positions, preallocated as 2 x n_layer x (B, H, capacity, D).
 
-    `start` (B,) counts the padding positions on the left of each row: they are never attended to. `dtype` is that of the
-    model's weights. `last` holds the newest key of each layer, (B, H, 1, D), as it was before it was smeared.
+    `start` (B,) counts the padding positions on the left of each row, which are never attended to. `dtype` is that of the
+    model's weights. `last` holds the newest key of each layer, (B, H, 1, D), before smearing.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class Cache:
         self.last: list[Tensor | None] = [None] * config.n_layer
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, H, T, D) behind what is there; returns views of everything stored for this layer."""
+        """Append k, v (B, H, T, D) to a layer; returns views of all its keys and values, (B, H, T_keys, D)."""
         end = self.length + k.size(2)
         self.keys[layer, :, :, self.length : end] = k
         self.values[layer, :, :, self.length : end] = v
@@ -57,30 +56,33 @@ class Cache:
 
 
 def rotary_table(length: int, head_size: int, base: float = 10000.0) -> tuple[Tensor, Tensor]:
-    """cos and sin (length, head_size / 2) of RoFormer's angles position / base^(2i/D) (Su et al. 2021, section 3.2.2)."""
+    """cos and sin, each (length, head_size / 2), of the angles position / base^(2i/D) (Su et al. 2021, section 3.2.2)."""
     frequencies = base ** (-torch.arange(0, head_size, 2).float() / head_size)
     angles = torch.outer(torch.arange(length).float(), frequencies)
     return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) of x (B, H, T, D) by the angle of its position."""
+    """Rotate each pair (x[i], x[i + D/2]) of x (B, H, T, D) by the angle of its position; same shape."""
     a, b = x.chunk(2, dim=-1)
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    """x scaled to unit root mean square over its last dimension, without learned weights."""
+    """RMSNorm without weights: x (..., C) scaled to unit root mean square over its last dimension."""
     return F.rms_norm(x, (x.size(-1),))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v for q (B, H, T, D), k and v (B, H, T_keys, D); causal where `mask` is None."""
+    """Scaled dot-product attention, softmax(q k^T / sqrt(D)) v → (B, H, T, D) (Vaswani et al. 2017, section 3.2.1).
+
+    q is (B, H, T, D), k and v (B, H, T_keys, D). `mask` is True where a query may attend; None means causal.
+    """
     T, keys = q.size(-2), k.size(-2)
     if q.device.type == "cpu" and T > 1 and keys <= 512:
-        # PyTorch's fused kernel is made for long texts, and slower for these. The mask is added, not filled in: that needs
-        # no pass of its own through the gradient, and the scale goes to q, which is smaller than the scores
+        # Faster on a CPU than PyTorch's fused kernel, which is made for long sequences. Adding the mask needs no pass of its
+        # own through the gradient, as filling it in would; q is smaller than the scores, so the scale goes there
         if mask is None:
             mask = torch.ones(T, keys, dtype=torch.bool, device=q.device).tril(keys - T)
         bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, float("-inf"))
@@ -99,20 +101,18 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=bias)
         if config.smear:
-            # Half of the heads begin with the key before in place of each key. To learn to copy 31 random tokens took two
-            # layers 110 steps without, 50 so, and still 100 with a share of 0.3 of the embedding before in each position.
+            # Half of the heads start fully smeared, with each key replaced by the one before: they learn to copy sooner.
             self.copying = slice((config.n_head + 1) // 2)
             share = torch.zeros(config.n_head, 1, config.n_embd // config.n_head)
             share[self.copying] = 1.0
             self.smear = nn.Parameter(share)
 
-    def begin_to_copy(self) -> None:
-        """Let the heads with smeared keys begin as what copies: they look where the same token stood before, and add a
-        share of what came after it.
+    def init_as_induction_heads(self) -> None:
+        """Initialize the heads with smeared keys as induction heads: they attend to what followed earlier occurrences of
+        the current token, and add a share of it.
 
-        For that each one's queries and keys are made by the same matrix, and c_proj undoes what made its values (after
-        Trockman and Kolter 2023, "Mimetic Initialization of Self-Attention Layers"). To copy 31 random tokens took two
-        layers 28 steps from random queries and zeros, 22 with equal matrices only, 10 so.
+        For this, query and key projections are equal, and c_proj is a multiple of the transposed value projection (after
+        Trockman and Kolter 2023, "Mimetic Initialization of Self-Attention Layers").
         """
         H, C = self.config.n_head, self.config.n_embd
         q, k, v = self.c_attn.weight.view(3, H, C // H, C)
@@ -127,13 +127,13 @@ class Attention(nn.Module):
         cache: Cache | None = None,
         residual: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, C) → queries, keys and values, each (B, H, T, D); the other arguments as in `forward`."""
+        """x (B, T, C) → queries, keys and values, each (B, H, T, D). The other arguments are those of `forward`."""
         B, T, _ = x.shape
         q, k, v = self.c_attn(x).view(B, T, 3, self.config.n_head, -1).permute(2, 0, 3, 1, 4)
-        if self.config.smear:  # before the rotation, which does not commute with a share for each channel
+        if self.config.smear:  # before the rotation, which does not commute with per-channel shares
             k = self._smeared(k, first, cache)
         if rotary is not None:
-            # rotate, then normalise: the rotation keeps lengths, so the order only matters for rounding
+            # the rotation preserves lengths, so the order of the two matters for rounding only
             q, k = rms_norm(rotate(q, *rotary)), rms_norm(rotate(k, *rotary))
         if residual is not None:
             values, share = residual
@@ -141,12 +141,12 @@ class Attention(nn.Module):
         return q, k, v
 
     def values(self, x: Tensor) -> Tensor:
-        """x (B, T, C) → values (B, H, T, D) alone."""
+        """x (B, T, C) → only the values, (B, H, T, D)."""
         B, T, C = x.shape
         return F.linear(x, self.c_attn.weight[2 * C :]).view(B, T, self.config.n_head, -1).transpose(1, 2)
 
     def _smeared(self, k: Tensor, first: Tensor | None, cache: Cache | None) -> Tensor:
-        """Keys k (B, H, T, D), each with a learned share of it replaced by the key before it in the same text."""
+        """k (B, H, T, D) with a learned share of each key replaced by the previous key of the same document."""
         last = cache.last[self.layer] if cache is not None else None
         before = torch.cat((torch.zeros_like(k[:, :, :1]) if last is None else last, k[:, :, :-1]), dim=2)
         if first is not None:
@@ -164,10 +164,11 @@ class Attention(nn.Module):
         first: Tensor | None = None,
         residual: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """x (B, T, C) → (B, T, C). `mask` (B, 1, T, T_keys) is True where a query may look; None means plainly causal.
+        """x (B, T, C) → (B, T, C).
 
-        `first` (B, T) is True where a text begins; None means only at the start of the row. `residual` are the values of
-        the first layer (B, H, T, D), and the share of them to be taken here.
+        `rotary` is (cos, sin), each (T, D / 2), or None for no rotation. `mask` (B, 1, T, T_keys) is True where a query may
+        attend; None means causal. `first` (B, T) is True where a document begins; None means only at the start of the row.
+        `residual` is (values of the first layer (B, H, T, D), the share of them to mix in).
         """
         B, T, C = x.shape
         q, k, v = self.heads(x, rotary, first, cache, residual)
@@ -178,7 +179,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two matrices with a bend between them, four times as wide inside."""
+    """The feed-forward network: two linear layers with a nonlinearity between, hidden size 4 C."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -195,7 +196,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each added to the residual stream after a norm (pre-norm, as in GPT-2)."""
+    """A transformer block: attention, then MLP, each on the normalized residual stream and added to it (pre-norm)."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -221,7 +222,7 @@ class Block(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """`rms_norm` as a module: the modern architecture's norm has nothing to learn."""
+    """`rms_norm` as a module without parameters."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., C) → (..., C)."""
@@ -229,9 +230,9 @@ class RMSNorm(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer: token ids (B, T) in, logits (B, T, V) or a loss out.
+    """A decoder-only transformer: token ids (B, T) → logits (B, T, V), or the loss.
 
-    Parameter names are those of the published GPT-2 (`wte`, `wpe`, `h.0.attn.c_attn`, …).
+    Parameters have the names of the published GPT-2 (`wte`, `wpe`, `h.0.attn.c_attn`, …).
     """
 
     def __init__(self, config: ModelConfig):
@@ -251,8 +252,8 @@ class GPT(nn.Module):
             self.register_buffer("cos", cos, persistent=False)
             self.register_buffer("sin", sin, persistent=False)
         if config.value_residual:
-            self.value_shares = nn.Parameter(torch.zeros(config.n_layer))  # the first stands for nothing
-        # tied in both: copying a word from the text needs no map from each token's embedding to its row of the head
+            self.value_shares = nn.Parameter(torch.zeros(config.n_layer))  # the first one has no effect
+        # tied in both architectures: copying a token then needs no learned map from its embedding to its logit
         self.lm_head.weight = self.wte.weight
         self._init_weights()
 
@@ -275,10 +276,10 @@ class GPT(nn.Module):
             block.attn.c_proj.weight.zero_()
             block.mlp.c_proj.weight.zero_()
             if config.smear:
-                block.attn.begin_to_copy()
+                block.attn.init_as_induction_heads()
 
     def _positions(self, T: int, docs: Tensor | None, cache: Cache | None, device: torch.device) -> Tensor:
-        """Positions (T,) or (B, T): counted from the start of the row's text, or of each document in it."""
+        """Positions (T,) or (B, T), counted from the start of the row (after padding), or of each document in it."""
         at = torch.arange(T, device=device)
         if docs is not None:
             first = torch.ones_like(docs, dtype=torch.bool)
@@ -290,7 +291,7 @@ class GPT(nn.Module):
         return at if cache.start is None else (at[None] - cache.start[:, None]).clamp(min=0)
 
     def _first(self, T: int, docs: Tensor | None, cache: Cache | None, device: torch.device) -> Tensor | None:
-        """(B, T), True where a text begins, so that nothing stands before; None where only the row's own start does."""
+        """(B, T), True where a document begins, so that no token precedes; None if only the row starts do."""
         if docs is not None:
             return F.pad(docs[:, 1:] != docs[:, :-1], (1, 0), value=True)
         if cache is not None and cache.start is not None and cache.length == 0:
@@ -298,7 +299,7 @@ class GPT(nn.Module):
         return None
 
     def _mask(self, T: int, docs: Tensor | None, cache: Cache | None, device: torch.device) -> Tensor | None:
-        """(B, 1, T, T_keys), True where a query may look; None where plain causality says it all."""
+        """(B, 1, T, T_keys), True where a query may attend; None where the causal mask alone is enough."""
         if docs is not None:
             same = docs[:, None, :, None] == docs[:, None, None, :]
             return same & torch.ones(T, T, dtype=torch.bool, device=device).tril()
@@ -309,12 +310,12 @@ class GPT(nn.Module):
         causal = (keys[None] <= queries[:, None])[None, None]
         if cache.start is None:
             return causal
-        # a padding position sees itself: a softmax over nothing is NaN
+        # padding positions attend to themselves, since a softmax over nothing is NaN
         own = (keys[None] == queries[:, None])[None, None]
         return (causal & (keys[None] >= cache.start[:, None])[:, None, None]) | own
 
     def trunk(self, idx: Tensor, docs: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """idx (B, T) → what the head reads, (B, T, C). Raises UserError when idx is longer than the context allows."""
+        """Token ids idx (B, T) → final hidden states (B, T, C). Raises UserError if the context has no room for idx."""
         T = idx.size(1)
         seen = cache.length if cache is not None else 0
         if seen + T > self.config.block_size:
@@ -327,12 +328,12 @@ class GPT(nn.Module):
             x = self.drop(x + self.wpe(self._positions(T, docs, cache, idx.device)))
         else:
             x = self.drop(rms_norm(x))
-            # rotary positions are relative: neither documents nor left padding need their own count
+            # rotary positions are relative, so documents and left padding need no positions of their own
             rotary = self.cos[seen : seen + T], self.sin[seen : seen + T]
         mask = self._mask(T, docs, cache, idx.device)
         first = self._first(T, docs, cache, idx.device) if self.config.smear else None
-        # Beforehand, although the first layer will make the same: so all blocks are called alike and torch.compile
-        # compiles one, not two. The price is one product of 37 in a model of three layers
+        # Computed here and again in the first layer, so that all blocks are called alike and torch.compile compiles one
+        # instead of two.
         values = self.h[0].attn.values(self.h[0].ln_1(x)) if self.config.value_residual else None
         for layer, block in enumerate(self.h):
             residual = None if values is None else (values, self.value_shares[layer])
@@ -349,11 +350,11 @@ class GPT(nn.Module):
         cache: Cache | None = None,
         reduction: str = "mean",
     ) -> Tensor:
-        """idx (B, T) → logits (B, T, V) in float32; with targets (B, T) → the loss in nats, a scalar.
+        """Token ids idx (B, T) → logits (B, T, V) in float32; with targets (B, T) → the loss in nats, a scalar.
 
-        Targets of -1 carry no loss; over the others the loss is their "mean" or, as `reduction` says, their "sum". `docs`
-        (B, T) numbers the document of each position: no position attends to another document. With `cache`, idx continues
-        what the cache holds.
+        Targets of -1 are ignored; over the others the loss is the "mean" or the "sum", as `reduction` says. `docs` (B, T)
+        numbers the document of each position: no position attends to another document. With `cache`, idx continues the
+        cached positions. Raises UserError if the context has no room for idx.
         """
         x = self.trunk(idx, docs, cache)
         if targets is not None:
@@ -361,18 +362,19 @@ class GPT(nn.Module):
         return self.head(x)
 
     def head(self, x: Tensor) -> Tensor:
-        """What the trunk returns, (B, T, C) → logits (B, T, V) in float32."""
+        """Final hidden states (B, T, C) → logits (B, T, V) in float32."""
         logits = self.lm_head(x).float()
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
     def n_params(self) -> int:
-        """How many numbers are learned; a tied head counts once."""
+        """The number of parameters; the tied head counts once."""
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, head_share: float = 1.0) -> int:
-        """Floating point operations of forward and backward for one token, after Chowdhery et al. 2022 (PaLM), appendix B:
-        6 for each weight of a matrix that is multiplied, and 12 * n_layer * C * T for attention. The head is multiplied
-        for a share of the positions only where the others have no target (see head_loss)."""
+        """FLOPs per token of forward and backward pass (Chowdhery et al. 2022, appendix B): 6 per matrix weight, plus
+        12 * n_layer * C * T for attention. `head_share` is the share of positions with a target: only for these is the
+        head computed (see head_loss).
+        """
         config = self.config
         matrices = sum(p.numel() for p in self.h.parameters() if p.dim() == 2)
         matrices += round(head_share * self.lm_head.weight.numel())
@@ -380,6 +382,6 @@ class GPT(nn.Module):
 
 
 def count_params(config: ModelConfig) -> int:
-    """The parameter count of a shape, without allocating it."""
+    """The number of parameters of a configuration, without allocating them."""
     with torch.device("meta"):
         return GPT(replace(config)).n_params()

@@ -1,7 +1,7 @@
-"""Muon for the matrices inside the blocks, AdamW for everything else, and the learning-rate schedule.
+"""The optimizers, Muon for the matrices of the blocks and AdamW for everything else, and the learning-rate schedule.
 
 Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks") replaces the momentum of a matrix by
-the nearest orthogonal one, so that every direction moves equally far.
+the nearest orthogonal matrix, so that every direction is updated equally far.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from .devices import matmul_dtype
 if TYPE_CHECKING:
     from .model import GPT
 
-# The quintic whose iteration drives singular values to about 1 in five steps (Jordan et al. 2024)
+# Coefficients of the quintic polynomial that brings singular values close to 1 in five iterations (Jordan et al. 2024)
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalize(g: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
-    """The nearest (semi-)orthogonal matrices of g (N, rows, columns), by Newton–Schulz iteration.
+    """The (semi-)orthogonal matrices nearest to those of g (N, rows, columns), by Newton–Schulz iteration; same shape.
 
-    Computed in `dtype`, else in bfloat16 only where the device multiplies it faster than float32: on a CPU without such
-    instructions PyTorch's own Muon took 8.8 s for a step that takes 0.25 s in float32.
+    Computed in `dtype`; by default in bfloat16 if the device multiplies it faster than float32, otherwise in float32.
     """
     a, b, c = _COEFFICIENTS
     x = g.to(matmul_dtype(g.device) if dtype is None else dtype)
     tall = x.size(-2) > x.size(-1)
-    if tall:  # the products below are square in the shorter side
+    if tall:  # so that the Gram matrix below has the size of the shorter side
         x = x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     if x.dtype == torch.float32 and x.size(-1) >= 2 * x.size(-2):
@@ -45,9 +44,10 @@ def orthogonalize(g: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -
 
 
 def _iterate_gram(gram: Tensor, steps: int) -> Tensor:
-    """What `steps` of the iteration multiply x with, from gram = x x^T (N, rows, rows) alone: the long side of x enters
-    two products instead of two in each step. A matrix four times as wide takes half the time (12 x 384 x 1536: 433 → 228
-    ms on one core) and comes out the same to 1e-6. Not in bfloat16, where the two round differently.
+    """The matrix (N, rows, rows) by which `steps` iterations multiply x, from gram = x x^T (N, rows, rows) alone.
+
+    The long side of x is then part of two products in all instead of two per step, about half the time for a matrix four
+    times as wide as tall. The result is the same to 1e-6 in float32, but not in bfloat16, where rounding differs.
     """
     a, b, c = _COEFFICIENTS
 
@@ -58,14 +58,14 @@ def _iterate_gram(gram: Tensor, steps: int) -> Tensor:
 
     product = z = factor()
     for _ in range(steps - 1):
-        gram = gram @ z @ z  # of the new x: all these are polynomials of one matrix and commute
+        gram = gram @ z @ z  # Gram matrix of the new x: polynomials of one matrix commute
         z = factor()
         product = z @ product
     return product
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised Nesterov momentum, for 2-D parameters. Equal shapes share one batched iteration.
+    """SGD with Nesterov momentum whose updates are orthogonalized, for 2-D parameters only. Equal shapes are batched.
 
     A parameter with the attribute `n_split` (the fused query-key-value matrix) is treated as that many matrices.
     """
@@ -83,7 +83,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
-        """One update from the gradients; parameters without a gradient are left alone."""
+        """Update the parameters that have a gradient."""
         for group in self.param_groups:
             shapes: dict[tuple[int, ...], list[tuple[Tensor, Tensor, float]]] = defaultdict(list)
             for p in group["params"]:
@@ -96,10 +96,10 @@ class Muon(torch.optim.Optimizer):
                 update = p.grad.lerp(buffer, group["momentum"])
                 parts = getattr(p, "n_split", 1)
                 rows, columns = p.size(0) // parts, p.size(1)
-                # sqrt(rows / columns) keeps the size of the output's change the same for every shape
+                # sqrt(rows / columns) makes the change of the output equally large for every shape
                 lr = group["lr"] * max(1.0, rows / columns) ** 0.5
                 for weight, part in zip(p.chunk(parts), update.chunk(parts), strict=True):
-                    # a wide matrix and a tall one are the same problem transposed: one batch for both
+                    # wide matrices are transposed, so that they share a batch with tall ones
                     pair = (weight, part) if rows >= columns else (weight.mT, part.mT)
                     shapes[tuple(sorted(part.shape))].append((*pair, lr))
             for members in shapes.values():
@@ -111,7 +111,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizers:
-    """Muon and AdamW as one: step, schedule, save and load together."""
+    """Several optimizers used as one: stepped, scheduled, saved and loaded together."""
 
     def __init__(self, members: list[torch.optim.Optimizer]):
         self.members = members
@@ -119,7 +119,7 @@ class Optimizers:
             group["initial_lr"] = group["lr"]
 
     def groups(self) -> list[dict[str, Any]]:
-        """All parameter groups."""
+        """The parameter groups of all optimizers."""
         return [group for member in self.members for group in member.param_groups]
 
     def set_scale(self, scale: float) -> None:
@@ -128,43 +128,42 @@ class Optimizers:
             group["lr"] = group["initial_lr"] * scale
 
     def step(self) -> None:
-        """One update of every parameter."""
+        """Update all parameters."""
         for member in self.members:
             member.step()
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Set all gradients to None."""
         for member in self.members:
             member.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Everything exact resume needs."""
+        """The states of all optimizers, for an exact resume."""
         return [member.state_dict() for member in self.members]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """The inverse of state_dict; tensors follow their parameters to their device."""
+        """Restore a `state_dict`; tensors are moved to the device of their parameters."""
         for member, state in zip(self.members, states, strict=True):
             member.load_state_dict(state)
 
 
-# Learning rates of Muon and of AdamW, and Muon's momentum, by architecture. The modern one's measured best for some
-# hundred steps (see tests/benchmarks/README.md for what lost); GPT-2 without its norms of queries and keys cannot bear
-# them.
+# Learning rates of Muon and of AdamW, and Muon's momentum, by architecture. Those of the modern one were tuned for runs of
+# some hundred steps (see tests/benchmarks/README.md); GPT-2, which has no QK-norm, becomes unstable with them.
 RATES = {"modern": (0.06, 0.02, 0.85), "gpt2": (0.02, 0.003, 0.95)}
 
 
-ADAMW_RATE = 1e-3  # where AdamW has everything: nanoGPT's for its smallest models
+ADAMW_RATE = 1e-3  # for AdamW alone; nanoGPT uses it for its smallest models
 OPTIMIZERS = ("muon", "adamw")
 
 
 def make_optimizers(
     model: GPT, scale: float = 1.0, weight_decay: float = 0.0, dtype: torch.dtype | None = None, optimizer: str = "muon"
 ) -> Optimizers:
-    """`muon`: Muon for the matrices of the blocks, AdamW for embeddings (and so the head), biases and norms.
-    `adamw`: AdamW for everything. Only matrices of the blocks are decayed.
+    """The optimizers of a model. "muon": Muon for the matrices of the blocks, AdamW for embeddings (and thus the tied
+    head), biases and norms. "adamw": AdamW for everything. Weight decay applies to the matrices of the blocks only.
 
     `scale` multiplies every learning rate (finetuning takes smaller steps than pretraining). `dtype` is that of Muon's
-    products, by default the one in which the device trains. Raises UserError for an unknown `optimizer`.
+    matrix products, by default the one in which the device trains. Raises UserError for an unknown `optimizer`.
     """
     if optimizer not in OPTIMIZERS:
         raise unknown("optimizer", optimizer, OPTIMIZERS)
@@ -186,10 +185,10 @@ def make_optimizers(
 
 
 def schedule(step: int, steps: int, warmup: int = 0, decay_from: float = 0.4) -> float:
-    """The share of the full learning rate at `step` of `steps`: linear warmup, flat, then linear decay to zero.
+    """The learning rate at `step` of `steps`, as a share of the full rate: linear warmup, constant, linear decay.
 
-    The long linear decay follows Hägele et al. 2024 ("Scaling Laws and Compute-Optimal Training Beyond Fixed Training
-    Durations"). The last step still moves: it gets 1 / (number of decay steps), not zero.
+    The decay begins at the share `decay_from` of `steps` and is long, after Hägele et al. 2024 ("Scaling Laws and
+    Compute-Optimal Training Beyond Fixed Training Durations"). The last step gets 1 / (number of decay steps), not zero.
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)

@@ -1,4 +1,4 @@
-"""The state file of a training: all that exact resume needs, in two generations."""
+"""The state file of a training, which holds all that an exact resume needs; the one before it is kept as well."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from .config import UserError
 
 
 def previous_state(path: Path) -> Path:
-    """Where the state before the one in `path` is kept."""
+    """The path of the previous state, kept next to that in `path`."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def unfinished_state(path: Path) -> Path:
-    """Where a state waits until it takes the place of the one in `path`; killed then, a process leaves it there."""
+    """The path a new state is written to before it replaces the one in `path`; a killed process may leave it behind."""
     return path.with_name(f"{path.name}.next")
 
 
 def has_state(path: Path) -> bool:
-    """Whether there is a state to go on from."""
+    """Whether there is a state to resume from."""
     return path.is_file() or previous_state(path).is_file()
 
 
 def load_state(path: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """The newest state that can be read: that in `path`, or the one before it, and then `say` is told.
+    """Read the state in `path`, or, if that cannot be read, the previous one; `say` then receives a message.
 
-    Raises UserError if there is none.
+    Raises UserError if neither can be read.
     """
     try:
         state = checkpoint.load_file(path)
@@ -39,14 +39,14 @@ def load_state(path: Path, say: Callable[[str], None] = print) -> dict[str, Any]
         if not previous_state(path).is_file():
             raise
         state = checkpoint.load_file(previous_state(path))
-        say(f"{error}: going on from the state before it, after {state['step']} steps.")
+        say(f"{error}: resuming from the previous state, after {state['step']} steps.")
     if "settings" not in state:
-        raise UserError(f"{path.name} is no training state of this version of nanochat; start over without resume")
+        raise UserError(f"{path.name} is not a training state of this version of nanochat; start over without resume")
     return state
 
 
 def _cpu_state(value: Any) -> Any:
-    """Nested state with its tensors on the CPU."""
+    """`value` with all tensors in its dicts and lists moved to the CPU."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, dict):
@@ -57,7 +57,7 @@ def _cpu_state(value: Any) -> Any:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a state to `path` and keep the one that was there: however this ends, one of the two can be read."""
+    """Write a state to `path` and keep the previous one: even if interrupted, one of the two can be read."""
     checkpoint.save_file(unfinished_state(path), _cpu_state(state))
     if path.is_file():
         os.replace(path, previous_state(path))

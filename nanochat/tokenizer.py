@@ -1,8 +1,8 @@
-"""Text to token ids and back: a thin `Tokenizer` over tiktoken.
+"""The tokenizer: text to token ids and back, as a thin wrapper around tiktoken.
 
-Its vocabulary is GPT-2's or one learned from a corpus, both by byte-pair encoding (Sennrich et al. 2016,
-arXiv:1508.07909; on bytes: Radford et al. 2019, section 2.2). Hugging Face's trainer learns the merges and
-tiktoken applies them, so that both vocabularies have one encoder and one file format.
+The vocabulary is GPT-2's or learned from a corpus, in both cases by byte-pair encoding (BPE; Sennrich et al. 2016,
+arXiv:1508.07909; on bytes: Radford et al. 2019, section 2.2). Hugging Face's trainer learns the merges and tiktoken
+applies them, so both vocabularies share one encoder and one file format.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ if TYPE_CHECKING:
 SPECIALS = ("<|endoftext|>", "<|context|>", "<|user|>", "<|assistant|>", "<|end|>")
 MIN_VOCAB = 256 + len(SPECIALS)
 
-# GPT-2's shape, but digits go in groups of at most two: a small vocabulary then has a token for each group
-# and cuts every "1984" the same way, where GPT-2 cuts one year here and the next one there. Written without
-# possessive quantifiers and without `$`: the trainer's regex engine (Oniguruma) reads both differently.
-# Blanks are matched at most 10,000 at a time: unbounded, a million in a row overflow the stack of tiktoken's
-# engine and it panics.
+# The pre-tokenization pattern: GPT-2's, but with digits in groups of at most two, so that a small vocabulary has a token
+# for every group and splits all years alike. It avoids possessive quantifiers and `$`, which the trainer's regex engine
+# (Oniguruma) interprets differently. Whitespace is matched at most 10,000 characters at a time: with an unbounded
+# repetition, a million in a row overflow the stack of tiktoken's engine.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s{1,10000}(?!\S)|\s"
 
 GPT2_FILES = tuple(
@@ -45,10 +44,11 @@ GPT2_FILES = tuple(
 
 
 class Tokenizer:
-    """Ids 0…vocab_size-1: byte sequences in the order of their merges (lower ids merge first), then specials.
+    """A byte-level BPE tokenizer. Ids 0…vocab_size-1 are byte sequences in merge order, then the special tokens.
 
-    Plain text never becomes a special id: "<|user|>" typed by somebody is a handful of ordinary tokens. The
-    specials are put between texts by whoever builds ids (`questions.render`, `corpus`).
+    Encoding text never gives a special token: a typed "<|user|>" becomes several ordinary tokens. The code that
+    assembles ids (`questions.render`, `corpus`) inserts the special tokens. Raises UserError for an incomplete
+    vocabulary.
     """
 
     def __init__(self, name: str, ranks: Mapping[bytes, int], pattern: str, specials: Mapping[str, int]) -> None:
@@ -64,8 +64,8 @@ class Tokenizer:
         self._encoding = tiktoken.Encoding(
             name, pat_str=pattern, mergeable_ranks=self.ranks, special_tokens=self.specials
         )
-        self._bytes = {id: piece for piece, id in self.ranks.items()}
-        self._special_names = {id: special for special, id in self.specials.items()}
+        self._bytes = {token: piece for piece, token in self.ranks.items()}
+        self._special_names = {token: special for special, token in self.specials.items()}
         self.eot, self.context, self.user, self.assistant, self.end = (self.specials[s] for s in SPECIALS)
 
     def __repr__(self) -> str:
@@ -73,16 +73,16 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of sha256 over ranks, pattern and specials: all that decides how text is encoded."""
+        """16 hexadecimal digits of SHA-256 over ranks, pattern and specials: all that affects the encoding."""
         return _fingerprint(self.to_state())
 
     def encode(self, text: str) -> list[int]:
-        """The ids of plain text; never a special one."""
+        """The token ids of a text, never special ones."""
         return self._encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of each text, on all cores."""
-        # Not tiktoken's own batches, which make a future of each text: 25 µs, more than a short text takes.
+        # In groups, unlike tiktoken's own batches, which create a future per text: slower than encoding a short one.
         n_threads = os.cpu_count() or 1
         size = max(1, len(texts) // (4 * n_threads))
         groups = [texts[i : i + size] for i in range(0, len(texts), size)]
@@ -91,28 +91,28 @@ class Tokenizer:
             return [ids for group in encoded for ids in group]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids` without the specials. Half a character or an unknown id shows as U+FFFD."""
+        """The text of `ids` without special tokens. Incomplete characters and unknown ids become U+FFFD."""
         unknown = "\ufffd".encode()
         plain = (int(i) for i in ids if int(i) not in self._special_names)
         return b"".join(self._bytes.get(i, unknown) for i in plain).decode("utf-8", errors="replace")
 
-    def token_bytes(self, id: int) -> bytes:
-        """The bytes of one token, or the name of a special one. Raises UserError for an unknown id."""
-        if (piece := self._bytes.get(int(id))) is not None:
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of a token id, or the name of a special token. Raises UserError for an unknown id."""
+        if (piece := self._bytes.get(int(token))) is not None:
             return piece
-        if (special := self._special_names.get(int(id))) is not None:
+        if (special := self._special_names.get(int(token))) is not None:
             return special.encode()
-        raise UserError(f"token id {id} does not exist; {self.name} has ids 0 to {self.vocab_size - 1}")
+        raise UserError(f"token id {token} does not exist; {self.name} has ids 0 to {self.vocab_size - 1}")
 
     def byte_lengths(self) -> np.ndarray:
-        """(vocab_size,) int64: how many bytes of text each token stands for, 0 for specials."""
+        """(vocab_size,) int64: the number of bytes of text of each token, 0 for special tokens."""
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
-        for id, piece in self._bytes.items():
-            lengths[id] = len(piece)
+        for token, piece in self._bytes.items():
+            lengths[token] = len(piece)
         return lengths
 
     def to_state(self) -> dict[str, Any]:
-        """Everything as plain strings and ints, for checkpoints: `from_state` gives an equal tokenizer."""
+        """The tokenizer as plain strings and ints, for checkpoints; the inverse of `from_state`."""
         return {
             "name": self.name,
             "pattern": self.pattern,
@@ -122,7 +122,7 @@ class Tokenizer:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Tokenizer:
-        """The tokenizer of a `to_state`; raises UserError where something is missing."""
+        """The tokenizer of a `to_state`. Raises UserError if something is missing or invalid."""
         try:
             ranks = _parse_ranks(state["ranks"])
             return cls(str(state["name"]), ranks, str(state["pattern"]), dict(state["specials"]))
@@ -132,7 +132,7 @@ class Tokenizer:
             raise UserError(f"the stored tokenizer is damaged ({error!r}); prepare the corpus again") from error
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.tiktoken` (tiktoken's own lines of base64 and rank) and `tokenizer.json`."""
+        """Write `tokenizer.tiktoken` (base64 and rank of each token, tiktoken's format) and `tokenizer.json`."""
         state = self.to_state()
         with atomic_write(Path(folder) / "tokenizer.tiktoken", "w") as file:
             file.write(state.pop("ranks"))
@@ -142,7 +142,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """The tokenizer saved in `folder`. Raises UserError if a file is missing, broken or another's."""
+        """The tokenizer saved in `folder`. Raises UserError if a file is missing, damaged or of another tokenizer."""
         folder = Path(folder)
         try:
             state = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
@@ -191,9 +191,9 @@ def parse_spec(spec: str) -> tuple[str, int | None]:
 
 @functools.cache
 def gpt2() -> Tokenizer:
-    """GPT-2's vocabulary: ids 0…50256 as published, then our other four specials (50,261 in all).
+    """GPT-2's vocabulary: the published ids 0…50256, then the other four special tokens (50,261 ids in all).
 
-    tiktoken takes its two files from its cache, or from the network. Raises UserError if it can do neither.
+    tiktoken reads its two files from its cache or downloads them. Raises UserError if neither works.
     """
     try:
         published = tiktoken.get_encoding("gpt2")
@@ -205,23 +205,23 @@ def gpt2() -> Tokenizer:
         ) from error
     ranks = published._mergeable_ranks
     specials = {special: len(ranks) + i for i, special in enumerate(SPECIALS)}
-    # Bounded as in PATTERN: the same ids as published unless more than 10,000 blanks follow each other.
+    # Bounded as in PATTERN: the ids are the published ones unless more than 10,000 whitespace characters follow each other.
     return Tokenizer("gpt2", ranks, published._pat_str.replace(r"\s+(?!\S)", r"\s{1,10000}(?!\S)"), specials)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn a byte-level BPE of `vocab_size` ids, the 256 bytes and the specials included.
+    """Learn a byte-level BPE vocabulary of `vocab_size` ids, including the 256 bytes and the special tokens.
 
-    The same texts give the same tokenizer. Texts in which too few pairs occur twice give a smaller one: see
-    `.vocab_size`. Raises UserError for a `vocab_size` below 261.
+    The same texts give the same tokenizer. It is smaller (see its `vocab_size`) if the texts have too few pairs that
+    occur at least twice. Raises UserError for a `vocab_size` below 261.
     """
     parse_spec(f"bpe:{vocab_size}")
     trained = _train_hf(texts, vocab_size - len(SPECIALS))
     to_byte = {char: byte for byte, char in enumerate(_byte_alphabet())}
     ranks = {bytes([byte]): byte for byte in range(256)}
-    # tiktoken merges the pair whose concatenation has the lowest rank, Hugging Face the pair of the lowest
-    # merge number. That is the same: what lies between two borders is merged in one order wherever it
-    # stands, so each token is made by one pair only. test_tokenizer.py compares the two on odd texts.
+    # tiktoken merges the pair whose concatenation has the lowest rank, Hugging Face the pair with the lowest merge
+    # number. Both agree because every token is made by one pair only: a piece of text is merged in the same order
+    # wherever it occurs. test_tokenizer.py compares the two on unusual texts.
     for left, right in json.loads(trained.to_str())["model"]["merges"]:
         ranks.setdefault(bytes(to_byte[char] for char in left + right), len(ranks))
     specials = {special: len(ranks) + i for i, special in enumerate(SPECIALS)}
@@ -229,7 +229,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def _train_hf(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """Hugging Face's byte-level BPE without specials, trained on `texts`."""
+    """Hugging Face's byte-level BPE trained on `texts`, without special tokens."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
     model = Tokenizer(models.BPE())
@@ -247,21 +247,21 @@ def _train_hf(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
 
 
 def _byte_alphabet() -> str:
-    """256 visible characters, one for each byte: Hugging Face's stand-ins (GPT-2's `bytes_to_unicode`)."""
+    """256 printable characters that stand for the bytes in Hugging Face's vocabularies (GPT-2's `bytes_to_unicode`)."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     spare = iter(range(0x100, 0x200))
     return "".join(chr(byte if byte in visible else next(spare)) for byte in range(256))
 
 
 def _merge_once(pieces: list[bytes], ranks: Mapping[bytes, int], below: int) -> list[bytes] | None:
-    """`pieces` with the leftmost pair of lowest rank merged; None if no pair has a rank under `below`."""
+    """`pieces` with the leftmost pair of lowest rank merged; None if no pair has a rank below `below`."""
     pairs = [(ranks.get(a + b, below), i) for i, (a, b) in enumerate(itertools.pairwise(pieces))]
     rank, i = min(pairs, default=(below, 0))
     return None if rank >= below else [*pieces[:i], pieces[i] + pieces[i + 1], *pieces[i + 2 :]]
 
 
 def merges(tok: Tokenizer) -> list[tuple[bytes, bytes]]:
-    """The pairs that were merged, first merge first: how each token above the bytes was made."""
+    """The merges in order: the pair of tokens that each token beyond the single bytes was made from."""
     pairs = []
     for piece, rank in sorted(tok.ranks.items(), key=lambda item: item[1]):
         parts = [bytes([byte]) for byte in piece]
@@ -273,9 +273,9 @@ def merges(tok: Tokenizer) -> list[tuple[bytes, bytes]]:
 
 
 def steps(tok: Tokenizer, word: str) -> list[list[bytes]]:
-    """The pieces of `word` after each merge: first its single bytes, last what `encode` gives.
+    """The pieces of `word` after each merge, from its single bytes to the tokens that `encode` gives.
 
-    Text of several words is cut by the tokenizer's pattern first; a word is finished before the next begins.
+    Longer text is split by the tokenizer's pattern first, and each piece is merged completely before the next.
     """
     words = [[bytes([byte]) for byte in piece.encode()] for piece in regex.findall(tok.pattern, word)]
     states = [[piece for parts in words for piece in parts]]

@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no windows, the same examples each time, and a home of its own."""
+"""Settings for all tests: one thread, no windows, the same hypothesis examples each time, and a temporary project folder."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ settings.load_profile("nanochat")
 
 @pytest.fixture
 def nanochat_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project folder: data/ and out/ of this test go there."""
+    """An empty project folder, in which the test's data/ and out/ are created."""
     monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path))
     return tmp_path
 
 
 @pytest.fixture(autouse=True)
 def empty_box(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty box, whatever model comes with the package: what there is to talk to is what a test makes."""
+    """Hide the bundled model, so that the only models are those a test creates."""
     folder = tmp_path_factory.getbasetemp() / f"box-{next(_boxes)}" / paths.BOX
     monkeypatch.setattr(paths, "box_dir", lambda: folder)
 

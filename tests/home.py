@@ -1,4 +1,4 @@
-"""A project folder with a small corpus and a few questions of its own, for the tests of whole stages."""
+"""Helpers that create a project folder with a small corpus and a few questions, for the tests of whole stages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SETTINGS = TrainSettings(steps=6, batch_size=2, seed=5, eval_every=2)
 
 
 def write_corpus(folder: Path) -> Path:
-    """Forty little stories, one after the other in one file."""
+    """Write one file of some fifty little stories."""
     path = folder / "stories.txt"
     stories = [f"The {a} met the {b}.\nThe {b} said hello, {a}!\n" for a in WORDS for b in WORDS if a != b]
     path.write_text("\n\n".join(stories), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""A process that trains in child processes which are killed. test_resume.py starts it; it prints what is left as JSON.
+"""A process that trains in child processes and kills them; test_resume.py starts it. It prints the results as JSON.
 
-Children are forks, so that torch is imported once; this process itself computes nothing before it forks. A child dies by
-a SIGKILL to itself, at the n-th call of any function, Python's or C's: in the middle of a step, of a validation, of a
-write. Nothing of it can be cleaned up or flushed, as with a power cut to the process.
+Children are forked, so that torch is imported once; this process computes nothing before it forks. A child kills itself
+with SIGKILL at the n-th call of any Python or C function: in the middle of a step, a validation or a write. Like in a power
+cut, nothing can be cleaned up or flushed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Before = Callable[[], None]
 
 
 def train(project: Path, stage: str) -> None:
-    """Train `stage` of run r in `project`, going on where a state is."""
+    """Train `stage` of run r in `project`, resuming if there is a state."""
     os.environ["NANOCHAT_HOME"] = str(project)
     os.chdir(project)  # the questions then have the same path, which the model names, in every project
     devices.matrix_rate = lambda kind, dtype: 1e9
@@ -48,7 +48,7 @@ def train(project: Path, stage: str) -> None:
 
 
 def child(project: Path, stage: str, before: Before = lambda: None) -> int:
-    """Train in a process of its own; its exit status, negative for a signal."""
+    """Train in a child process; returns its exit status, negative for a signal."""
     pid = os.fork()
     if pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -87,7 +87,7 @@ def die_at_call(number: int) -> Before:
 
 
 def die_at_rename(number: int, done: bool) -> Before:
-    """Right before the n-th file gets its name, or right after."""
+    """Die right before or right after the n-th rename of a finished file."""
 
     def before() -> None:
         replace, renames = os.replace, 0
@@ -107,7 +107,7 @@ def die_at_rename(number: int, done: bool) -> Before:
 
 
 def interrupt_in_step(step: int) -> Before:
-    """Ctrl-C while the batch of this step is made."""
+    """Press Ctrl-C while the batch of this step is made."""
 
     def before() -> None:
         def interrupted(original: Callable) -> Callable:
@@ -124,7 +124,7 @@ def interrupt_in_step(step: int) -> Before:
 
 
 def calls_of(project: Path, stage: str) -> int:
-    """How many calls a whole training makes; the training itself stays in `project`."""
+    """The number of function calls in a whole training, which is left in `project`."""
     reader, writer = os.pipe()
 
     def before() -> None:
@@ -150,7 +150,7 @@ def calls_of(project: Path, stage: str) -> int:
 
 
 def digest(value: Any) -> str:
-    """Of nested state: the same only if every bit is."""
+    """A digest of a nested state that is equal only if every bit is."""
     if isinstance(value, torch.Tensor):
         return hashlib.sha256(str(value.dtype).encode() + value.contiguous().view(-1).numpy().tobytes()).hexdigest()
     if isinstance(value, dict):
@@ -161,7 +161,7 @@ def digest(value: Any) -> str:
 
 
 def summary(project: Path, stage: str) -> dict[str, Any]:
-    """Everything that must be the same, however often the run was killed."""
+    """Everything that must be equal, however often the run was killed."""
     os.environ["NANOCHAT_HOME"] = str(project)
     state = checkpoint.load_file(paths.last_path("r", stage))
     metrics = [record for record in runfiles.read_metrics("r") if record["stage"] == stage]
@@ -186,7 +186,7 @@ def saved_step(project: Path, stage: str) -> int | None:
 
 
 def deaths_of(kind: str, number: int, total: int) -> list[Before]:
-    """What happens one after the other to copy `number` of a project whose training makes `total` calls."""
+    """The successive deaths of copy `number` of a project whose training makes `total` calls."""
     if kind == "random":
         rng = random.Random(number)
         return [die_at_call(rng.randrange(1, int(0.7 * total))) for _ in range(6)]
@@ -196,7 +196,7 @@ def deaths_of(kind: str, number: int, total: int) -> list[Before]:
 
 
 def main(projects: Path, stage: str) -> dict[str, Any]:
-    """`projects` holds copies of one prepared project: `whole` to train without a kill, others named kind-number."""
+    """`projects` contains copies of one prepared project: `whole`, trained undisturbed, and <death>-<number>."""
     total = calls_of(projects / "whole", stage)
     results = {"whole": summary(projects / "whole", stage)}
     for project in sorted(set(projects.iterdir()) - {projects / "whole"}):

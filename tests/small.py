@@ -1,4 +1,4 @@
-"""What the tests of the model and of training share: small models, and a small thing to learn."""
+"""Helpers for the tests of the model and of training: small models and a small task to learn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VOCAB, BLOCK = 61, 32
 
 
 def small_config(arch: str = "modern", **changes: Any) -> ModelConfig:
-    """`arch` is one of ARCHS: "nano" is the modern one with all its parts."""
+    """`arch` is one of ARCHS; "nano" is the modern architecture with all its optional parts."""
     shape = {"vocab_size": VOCAB, "block_size": BLOCK, "n_layer": 2, "n_head": 2, "n_embd": 32, "arch": arch}
     if arch == "nano":
         shape |= {"arch": "modern", "smear": True, "value_residual": True}
@@ -27,9 +27,9 @@ def small_config(arch: str = "modern", **changes: Any) -> ModelConfig:
 
 
 def small_model(arch: str = "modern", *, seed: int = 0, **changes: Any) -> GPT:
-    """A model with all its weights drawn at random: as the modern one starts, its blocks do nothing.
+    """A model with all weights random, since in a newly initialized modern one the blocks do nothing.
 
-    Norms stay near one and biases near zero, or a bias would choose the same next token whatever was read.
+    Norms stay near one and biases near zero; otherwise the biases would determine the next token.
     """
     model = GPT(small_config(arch, **changes))
     draw = torch.Generator().manual_seed(seed)
@@ -45,7 +45,7 @@ def ids(*shape: int, seed: int = 0, vocab: int = VOCAB) -> Tensor:
 
 
 def counting(step: int, rows: int = 4, length: int = 16, seed: int = 7) -> tuple[Tensor, Tensor]:
-    """x and y (rows, length): numbers that count up by a stride, a different batch for each step."""
+    """x and y (rows, length): numbers that count up by a stride; every step has a different batch."""
     draw = torch.Generator().manual_seed(seed * 100_003 + step)
     first, stride = torch.randint(VOCAB, (rows, 1), generator=draw), torch.randint(1, 4, (rows, 1), generator=draw)
     sequence = (first + stride * torch.arange(length + 1)) % VOCAB
@@ -53,7 +53,7 @@ def counting(step: int, rows: int = 4, length: int = 16, seed: int = 7) -> tuple
 
 
 def counting_task(folder: Path, **changes: Any) -> Task:
-    """Learn to count. The best weights go to best.pt, the state to state.pt."""
+    """The task of learning to count. The best weights are saved to best.pt, the state to state.pt."""
 
     def save_best(model: GPT, report: StepReport) -> None:
         torch.save({"step": report.step, "weights": model.state_dict()}, folder / "best.pt")
@@ -75,5 +75,5 @@ def counting_task(folder: Path, **changes: Any) -> Task:
 
 
 def steps_of(reports: Iterable[StepReport]) -> list[tuple[int, float | None, float | None, bool]]:
-    """What must be the same in two equal runs: step, training loss, validation loss, whether it is the best."""
+    """What must agree between two equal runs: step, training loss, validation loss, whether it is the best."""
     return [(r.step, None if r.step == 0 else r.loss, r.metrics.get("val_loss"), r.best) for r in reports]

@@ -1,4 +1,4 @@
-"""What the tests of conversations share: a tokenizer that the eye can read, and example talk."""
+"""Helpers for the tests of conversations: a tokenizer with readable ids, and example conversations."""
 
 from __future__ import annotations
 

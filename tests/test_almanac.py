@@ -1,4 +1,4 @@
-"""The embedded corpus: a pure function of size and seed, in correct English, with nothing of the test in training."""
+"""The almanac corpus: a pure function of size and seed, in correct English, without test data in the training data."""
 
 import os
 import random
@@ -38,7 +38,7 @@ def conversations(size="default", seed=0):
 
 
 def chats(size="default"):
-    """Everything that is asked in training, in both stages."""
+    """All questions of the training data, in both stages."""
     return [each for each in documents(size) if not isinstance(each, str)] + split("train", size)
 
 
@@ -147,7 +147,7 @@ def test_no_held_out_question_is_asked_in_training(size):
 @pytest.mark.parametrize("name", ["list", "count_to"])
 @pytest.mark.parametrize("size", [size for size in ALL_SIZES if size != "smoke"])
 def test_of_every_list_and_count_training_gives_the_lengths_that_the_test_asks_for(size, name):
-    """Who only ever saw two, four and five vegetables asked for has learned not to stop at three."""
+    """A model that is never asked for three vegetables in training learns not to stop at three."""
     given = {turn.text for each in chats(size) for turn in each.turns if turn.role == "assistant"}
     asked_for = [each.answers[0] for each in split("smalltalk", size) if f"/{name}/" in each.id]
     assert len(set(asked_for)) > 5

@@ -1,4 +1,4 @@
-"""The fact tables check themselves: shape, counts, uniqueness, and what must not contradict itself."""
+"""The fact tables: shape, counts, uniqueness and consistency."""
 
 import re
 from collections import Counter

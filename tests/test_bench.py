@@ -1,4 +1,4 @@
-"""The bench: how it compares, what its table says, and one run of each group at a size that takes seconds."""
+"""The benchmarks: how they compare, what their table says, and one run of each group at a size that takes seconds."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ABSENT = unmeasured("h", "against others", "they are not installed", target=1.5)
 
 
 class Clock:
-    """Stands still but for what the candidates take."""
+    """A clock that advances only by the durations of the candidates."""
 
     def __init__(self) -> None:
         self.now, self.calls = 0.0, []
@@ -282,7 +282,7 @@ TINY = shapes.Shape("tiny", ModelConfig(61, 32, 2, 2, 32), 2)
 
 
 def check(rows: list[Row], count: int) -> None:
-    """Everything was measured, and all of it can be written and shown."""
+    """Check that everything was measured and can be written and displayed."""
     assert len(rows) == count
     assert [row.verdict for row in rows if row.result is None] == []
     assert all(row.result > 0 and row.how for row in rows)
@@ -349,7 +349,7 @@ def test_the_originals_recipe_for_real() -> None:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A project folder with a little play in place of tiny_shakespeare."""
+    """A project folder with a short play in place of tiny_shakespeare."""
     monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path))
     downloads = paths.data_dir("downloads")
     downloads.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The model in the box: used by its name or where nothing is trained, rounded and still the same model; what it holds."""
+"""The bundled model: when it is used, that rounding leaves it the same model, and what is shipped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHIPPED = sorted(paths.box_dir().glob("*.pt"))  # the real box: in the tests the
 
 @pytest.fixture
 def packed(nanochat_home: Path) -> Path:
-    """A box with a model in it, and nothing trained."""
+    """A bundled model, and nothing trained."""
     trained = tiny_checkpoint(nanochat_home, "source")
     path = box.pack("source")
     trained.unlink()
@@ -72,7 +72,7 @@ def test_what_was_in_the_box_before_goes(packed: Path, nanochat_home: Path) -> N
 def test_a_model_too_large_for_the_box_is_refused(nanochat_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_checkpoint(nanochat_home, "source")
     monkeypatch.setattr(box, "LIMIT", 1000)
-    with pytest.raises(UserError, match="at most 500 fit the box"):
+    with pytest.raises(UserError, match="at most 500 can be bundled"):
         box.pack("source")
     assert not paths.box_dir().exists()
 
@@ -146,8 +146,15 @@ def test_a_damaged_box_is_as_an_empty_one(packed: Path) -> None:
 def test_ask_says_once_that_it_is_the_box_unless_the_box_was_asked_for(packed: Path, capsys) -> None:
     status, out, err = nanochat(capsys, "ask", "hello")
     assert (status, out) == (0, f"{ANSWERS['hello']}\n")
-    assert err == "no trained run yet: this is the model in the box (source); `nanochat course` trains your own\n"
+    assert err == "no trained run yet: this is the bundled model (source); `nanochat course` trains your own\n"
     assert nanochat(capsys, "ask", "hello", "--run", "box") == (0, f"{ANSWERS['hello']}\n", "")
+
+
+def test_a_renamed_run_that_the_box_stands_in_for_is_named(packed: Path, nanochat_home: Path, capsys) -> None:
+    tiny_checkpoint(nanochat_home, "nano").parent.rename(nanochat_home / "out" / "mine")
+    status, out, err = nanochat(capsys, "ask", "hello")
+    assert (status, out) == (0, f"{ANSWERS['hello']}\n")
+    assert "this is the bundled model" in err and "rename nano_fine_tuned.pt to mine_fine_tuned.pt" in err
 
 
 def test_with_a_trained_run_nothing_is_said_of_the_box(packed: Path, nanochat_home: Path, capsys) -> None:
@@ -158,13 +165,13 @@ def test_with_a_trained_run_nothing_is_said_of_the_box(packed: Path, nanochat_ho
 @pytest.mark.parametrize("run", [[], ["--run", "box"]])
 def test_sample_continues_with_the_assistant_where_there_is_no_base_model(packed: Path, capsys, run: list[str]) -> None:
     status, out, err = nanochat(capsys, "sample", "one two", "--tokens", "4", *run)
-    assert status == 0 and out.startswith("one two") and ("in the box" in err) == (not run)
+    assert status == 0 and out.startswith("one two") and ("the bundled model" in err) == (not run)
     assert nanochat(capsys, "sample", "one", "--stage", "base_model", *run)[0] == 2
 
 
 def test_evaluate_makes_a_card_of_the_box(packed: Path, capsys) -> None:
     status, out, err = nanochat(capsys, "evaluate", "--limit", "2")
-    assert status == 0 and "**box, fine_tuned.**" in out and "in the box (source)" in err
+    assert status == 0 and "**box, fine_tuned.**" in out and "the bundled model (source)" in err
 
 
 def test_chat_with_the_box_writes_to_its_own_files_outside_of_the_package(
@@ -174,14 +181,16 @@ def test_chat_with_the_box_writes_to_its_own_files_outside_of_the_package(
 
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n/rate 5\n/model\n/quit\n"))
     status, out, err = nanochat(capsys, "chat")
-    assert status == 0 and ANSWERS["hello"] in out and "* box (fine_tuned)" in out and "in the box (source)" in err
+    assert (
+        status == 0 and ANSWERS["hello"] in out and "* box (fine_tuned)" in out and "the bundled model (source)" in err
+    )
     assert [r.value for r in feedback.read(nanochat_home / "data" / "feedback" / "box.jsonl")] == [5]
     assert list(packed.parent.iterdir()) == [packed]
 
 
 def test_the_playground_talks_with_the_box_says_so_and_looks_inside(packed: Path, nanochat_home: Path) -> None:
     app = Playground(device="cpu")
-    assert "No trained run yet: this is the model in the box (source)" in app.status.value
+    assert "No trained run yet: this is the bundled model (source)" in app.status.value
     assert "came with nanochat (source)" in app.about.value
     app.message.value = "hello"
     app.send.click()

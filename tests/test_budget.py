@@ -19,13 +19,13 @@ SETTINGS = TrainSettings(steps=12, batch_size=4, seed=5, eval_every=6)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """The machine's matrix rate is not measured anew for each test."""
+    """Keep the measured matrix rate of the machine between tests."""
     monkeypatch.setattr(devices, "matrix_rate", lambda kind, dtype: 1e9)
 
 
 @pytest.fixture
 def tried(monkeypatch):
-    """A machine that needs half a second for a step, found out in six; the list tells how often that was tried."""
+    """A machine that takes half a second per step, timed in six steps; the list records each time it is timed."""
     calls = []
     monkeypatch.setattr(budget, "try_out", lambda *args: calls.append(args) or (0.5, 6.0))
     return calls
@@ -100,7 +100,7 @@ def test_what_is_planned_has_nothing_left_to_plan(tmp_path, tried):
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_trying_out_changes_nothing(tmp_path, compile):
-    """Neither the weights nor what the training does afterwards, nor any file; dropout draws from the random state."""
+    """Neither the weights, nor the training afterwards, nor any file; dropout draws from the random state."""
     settings = replace(SETTINGS, compile=compile)
     expected = list(train(fresh(dropout=0.1), counting_task(tmp_path), settings, say=str))
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -144,7 +144,7 @@ def _as_compiled(block):
 
 
 def test_the_seconds_of_a_step_are_those_of_a_step_after_the_first(tmp_path, monkeypatch):
-    """The first compiles, and must not be what a thousand others are reckoned by."""
+    """The first step includes compilation and must not enter the estimate for the others."""
     clock = [0.0]
 
     def batch(step):

@@ -1,4 +1,4 @@
-"""A chat without any user interface, with a real (tiny) model that knows a few answers by heart."""
+"""Chat sessions without a user interface, with a real but tiny model that has memorized a few answers."""
 
 from __future__ import annotations
 
@@ -449,7 +449,7 @@ def test_a_damaged_transcript_is_one_sentence_and_changes_nothing(session: ChatS
     path = tmp_path / "chat.json"
     path.write_bytes(content)
     for bad in (path, tmp_path / "none.json"):
-        with pytest.raises(UserError, match="begin a new one"):
+        with pytest.raises(UserError, match="start a new one"):
             session.load(bad)
     assert len(session.exchanges) == 1
 

@@ -113,7 +113,7 @@ def test_a_file_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path, r
     content = {"format": 1, "config": {}, "model": {}, "tokenizer": {}, "meta": Bomb(target)}
     with path.open("wb") as file:
         (torch.save if kind == "torch" else pickle.dump)(content, file)
-    with pytest.raises(UserError, match="damaged or no nanochat checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a nanochat checkpoint"):
         read(path)
     assert not target.exists()
 
@@ -134,7 +134,7 @@ def test_a_file_with_code_in_it_is_refused_and_the_code_does_not_run(tmp_path, r
 )
 def test_a_torch_file_of_something_else_is_refused(tmp_path, read, content):
     torch.save(content, tmp_path / "m.pt")
-    with pytest.raises(UserError, match="damaged or no nanochat checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a nanochat checkpoint"):
         read(tmp_path / "m.pt")
 
 
@@ -142,7 +142,7 @@ def test_a_torch_file_of_something_else_is_refused(tmp_path, read, content):
 def test_any_other_file_is_refused(tmp_path, content):
     (tmp_path / "m.pt").write_bytes(content)
     for read in (checkpoint.load, checkpoint.read_meta):
-        with pytest.raises(UserError, match="damaged or no nanochat checkpoint") as error:
+        with pytest.raises(UserError, match="damaged or not a nanochat checkpoint") as error:
             read(tmp_path / "m.pt")
         assert "\n" not in str(error.value)
 
@@ -156,7 +156,7 @@ def test_a_missing_file_is_named(tmp_path):
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_a_file_cut_anywhere_is_refused(tmp_path, whole, share):
     (tmp_path / "m.pt").write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UserError, match="damaged or no nanochat checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a nanochat checkpoint"):
         checkpoint.load(tmp_path / "m.pt")
 
 
@@ -226,7 +226,7 @@ def test_a_tokenizer_that_is_not_the_models_is_refused_naming_both(tmp_path):
 def test_a_lack_of_memory_while_reading_is_no_damage(nanochat_home, monkeypatch, read, failure):
     path = saved()
     monkeypatch.setattr(torch, "load", raising(failure))
-    with pytest.raises(UserError, match="does not fit into the memory that is free; close other programs") as error:
+    with pytest.raises(UserError, match="does not fit into the free memory; close other programs") as error:
         read(path)
     assert "damaged" not in str(error.value) and "\n" not in str(error.value)
 
@@ -236,7 +236,7 @@ def test_a_model_too_large_for_the_memory_is_no_damaged_one(tmp_path):
     content = torch.load(tmp_path / "m.pt", weights_only=True)
     content["config"]["vocab_size"] = 10**13
     torch.save(content, tmp_path / "m.pt")
-    with pytest.raises(UserError, match="does not fit into the memory") as error:
+    with pytest.raises(UserError, match="does not fit into the free memory") as error:
         checkpoint.load(tmp_path / "m.pt")
     assert "train that stage again" not in str(error.value)
 
@@ -244,7 +244,7 @@ def test_a_model_too_large_for_the_memory_is_no_damaged_one(tmp_path):
 def test_a_gpu_too_small_for_the_model_is_told_as_a_lack_of_memory(nanochat_home, monkeypatch):
     path = saved()
     monkeypatch.setattr(checkpoint.GPT, "to", raising(torch.OutOfMemoryError("CUDA out of memory.")))
-    with pytest.raises(UserError, match="does not fit into the memory"):
+    with pytest.raises(UserError, match="does not fit into the free memory"):
         checkpoint.load(path, "cpu")
 
 
@@ -334,6 +334,34 @@ def test_asking_for_what_there_is_not_says_what_there_is(nanochat_home):
         checkpoint.find("../mine")
     with pytest.raises(UserError, match="unknown stage"):
         checkpoint.find("mine", "finetuned")
+
+
+def rename(old: str, new: str) -> None:
+    paths.run_dir(old).rename(paths.run_dir(new))
+
+
+def test_the_models_of_a_renamed_folder_are_named_with_the_names_they_need(nanochat_home):
+    for stage in ("base_model", "fine_tuned"):
+        saved("nano", stage)
+    rename("nano", "mine")
+    renames = "rename nano_base_model.pt to mine_base_model.pt, nano_fine_tuned.pt to mine_fine_tuned.pt"
+    message = f"nothing yet; models in out/mine must be named after it; {renames};"
+    for run in (None, "mine", "nano"):
+        with pytest.raises(UserError, match=message):
+            checkpoint.find(run)
+
+
+def test_a_run_renamed_with_its_files_has_its_new_name_in_everything(nanochat_home):
+    base = saved("nano")
+    parent = checkpoint.read_meta(base)["fingerprint"]
+    tuned = paths.checkpoint_path("nano", "fine_tuned")
+    checkpoint.save(tuned, model_of(), TOK, {**META, "run": "nano", "stage": "fine_tuned", "parent": parent})
+    rename("nano", "mine")
+    for stage in ("base_model", "fine_tuned"):
+        (paths.run_dir("mine") / f"nano_{stage}.pt").rename(paths.checkpoint_path("mine", stage))
+    loaded = checkpoint.load(checkpoint.find("mine"))
+    assert loaded.meta["run"] == "mine" and checkpoint.read_meta(loaded.path)["run"] == "mine"
+    assert checkpoint.orphaned(loaded.path, loaded.meta) == ""
 
 
 def test_config_round_trips_through_plain_values(nanochat_home):

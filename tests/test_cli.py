@@ -41,7 +41,7 @@ NOTEBOOK = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A project folder where one run went from text to answers by commands alone; what the commands printed is kept."""
+    """A project folder with a run trained by commands alone, from text to answers, and the output of these commands."""
     folder = tmp_path_factory.mktemp("made")
     home.write_corpus(folder)
     home.write_questions(folder)
@@ -67,7 +67,7 @@ def _settle(patch: pytest.MonkeyPatch, folder: Path) -> None:
 
 @pytest.fixture
 def project(made, tmp_path, monkeypatch):
-    """A copy of `made`, which is the working directory as well."""
+    """A copy of `made` that is also the working directory."""
     folder = tmp_path / "project"
     shutil.copytree(made, folder)
     _settle(monkeypatch, folder)
@@ -76,7 +76,7 @@ def project(made, tmp_path, monkeypatch):
 
 @pytest.fixture
 def empty(tmp_path, monkeypatch):
-    """A project folder with a text and questions, where nothing has been prepared."""
+    """A project folder with a text and questions, but nothing prepared."""
     _settle(monkeypatch, tmp_path)
     home.write_corpus(tmp_path)
     home.write_questions(tmp_path)
@@ -85,7 +85,7 @@ def empty(tmp_path, monkeypatch):
 
 @pytest.fixture
 def nanochat(capsys):
-    """Run a command: (exit status, standard output, standard error)."""
+    """Run a command; returns (exit status, stdout, stderr)."""
 
     def nanochat(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()
@@ -199,10 +199,10 @@ WRONG = {
     "blank question": (["ask", " \n"], "the question is empty"),
     "card into a folder": (["evaluate", "--json", "data"], "'data' is a folder"),
     "another tokenizer than the model's": (
-        ["pretrain", "--run", "r", "--resume", "--tokenizer", "bpe:280"], "begun with tokenizer bpe:300, not bpe:280"
+        ["pretrain", "--run", "r", "--resume", "--tokenizer", "bpe:280"], "began with tokenizer bpe:300, not bpe:280"
     ),
     "another corpus than the model's": (
-        ["pretrain", "--run", "r", "--resume", "--corpus", "b.txt"], "begun with corpus stories, not b;"
+        ["pretrain", "--run", "r", "--resume", "--corpus", "b.txt"], "began with corpus stories, not b;"
     ),
     "another model": (
         ["pretrain", "--run", "r", "--resume", "--model", "very_small_for_test", "--batch-size", "2"], "begun with model"
@@ -221,7 +221,7 @@ WRONG = {
     "unknown corpus of the course": (["course", "-p", "corpus", "missing.txt"], "there is no file 'missing.txt'"),
     "unknown model of the course": (["course", "-p", "model", "nanoGTP"], "did you mean 'nanoGPT'"),
     "unknown notebook": (["course", "--only", "08"], "unknown notebook '08'"),
-    "reference with parameters": (["course", "--reference", "-p", "steps", "5"], "leave --profile, --run and -p out"),
+    "reference with parameters": (["course", "--reference", "-p", "steps", "5"], "leave out --profile, --run and -p"),
 }  # fmt: skip
 
 
@@ -297,7 +297,9 @@ def test_ask_reads_the_passage_and_says_when_not_all_of_it_fits(project, nanocha
     prompt = qa.render_prompt(qa.ask("Who?", context=passage), loading.load("r", device="cpu").tokenizer)
     status, out, err = nanochat("ask", "Who?", "--context", passage)
     assert status == 0 and out.endswith("\n")
-    assert err == f"these are {len(prompt)} tokens, more than the model can read: only the last 32 are read\n"
+    assert (
+        err == f"the prompt has {len(prompt)} tokens, more than the context holds: the model reads only the last 32\n"
+    )
 
 
 def test_sample_continues_the_text_with_the_base_model_and_a_seed_repeats_it(project, nanochat):
@@ -323,6 +325,13 @@ def test_evaluate_prints_the_card_and_writes_it_as_json(project, nanochat):
     assert status == 0
     assert (card["run"], card["stage"], card["questions"]["asked"]) == ("r", "fine_tuned", 3)
     assert "**r, fine_tuned.**" in out and "Five questions" in out
+
+
+def test_evaluate_prints_text_for_a_terminal_without_the_escapes_of_markdown(project, nanochat, monkeypatch):
+    priced = [{"question": "A | B?", "answer": "$5 & <b>", "right": False}]
+    monkeypatch.setattr("nanochat.evaluation.card.five_questions", lambda loaded: priced)
+    status, out, _ = nanochat("evaluate", "--limit", "3")
+    assert status == 0 and "| A | B? | $5 & <b> | no |" in out
 
 
 def test_chat_answers_in_the_terminal(project, nanochat, monkeypatch):
@@ -386,7 +395,7 @@ def test_pretrain_takes_what_was_prepared_last_and_says_so(project, nanochat):
     status, _, err = nanochat("pretrain", "--model", "tiny", *TRAINING)
     meta = checkpoint.read_meta(paths.checkpoint_path("tiny", "base_model"))
     assert status == 0
-    assert err.startswith("pretraining on other, prepared last")
+    assert err.startswith("pretraining on other, the corpus prepared last")
     assert (meta["corpus"], meta["run"]) == ("other", "tiny")  # the run is named after the model
 
 
@@ -427,7 +436,7 @@ def test_training_says_what_it_kept_of_an_earlier_model_and_where_the_new_one_is
 
 
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C, once, while the batch of this step is made."""
+    """Press Ctrl-C once, while the batch of this step is made."""
     left = [signal.SIGINT]
 
     def interrupted(original):
@@ -443,8 +452,8 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shown_command(err: str) -> list[str]:
-    [line] = [line for line in err.splitlines() if "go on with: " in line]
-    words = shlex.split(line.partition("go on with: ")[2])
+    [line] = [line for line in err.splitlines() if "continue with: " in line]
+    words = shlex.split(line.partition("continue with: ")[2])
     assert words[0] == "nanochat"
     return words[1:]
 
@@ -489,7 +498,7 @@ def test_ctrl_c_before_anything_is_saved_promises_nothing(project, nanochat, mon
 
 @pytest.mark.parametrize("stage", ["base_model", "fine_tuned"])
 def test_resume_needs_no_more_than_the_name_of_the_run(project, nanochat, monkeypatch, stage):
-    """Corpus, questions, model, seed, batch size, rates and number of steps are those it was begun with."""
+    """Corpus, questions, model, seed, batch size, learning rates and number of steps are those the run began with."""
     interrupt_at(2, monkeypatch)
     how = ("--profile", "long", "--steps", "5", "--seed", "7", "--batch-size", "3", "--run", "r")
     if stage == "base_model":
@@ -506,7 +515,7 @@ def test_resume_needs_no_more_than_the_name_of_the_run(project, nanochat, monkey
 
 
 def test_a_run_made_longer_and_interrupted_again_goes_on_to_its_new_end(project, nanochat, monkeypatch):
-    """Though no better weights, which name the old number of steps, have been saved meanwhile."""
+    """Even if no better weights were saved meanwhile, so that the saved ones name the old number of steps."""
     worse = iter(range(10, 1000))
     monkeypatch.setattr(stages, "mean_loss", lambda *args: {"val_loss": float(next(worse))})
     interrupt_at(8, monkeypatch)
@@ -529,7 +538,7 @@ def test_ctrl_c_while_steps_are_tried_promises_nothing_of_the_run_before(project
     monkeypatch.setattr(budget, "try_out", try_out)
     before = tree(project / "out" / "r")
     status, _, err = nanochat("pretrain", "--model", "tiny", "--run", "r", "--minutes", "1")
-    assert status == 130 and "go on with" not in err
+    assert status == 130 and "continue with" not in err
     assert tree(project / "out" / "r") == before
 
 

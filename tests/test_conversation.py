@@ -1,4 +1,4 @@
-"""Conversations, and what is read from files: every form, and one line for whatever is wrong."""
+"""Conversations read from files: every format, and a one-line message for every fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where text comes from: names, paths, files of all kinds, licences."""
+"""Sources of text: names, paths, file formats, licenses."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ prose = st.lists(st.tuples(words, st.sampled_from([" ", "\n", "  ", "\n\n", "\n 
 
 
 def in_small_pieces(folder: Path, text: str) -> tuple[list[textfiles.Piece], list[object]]:
-    """The pieces and the documents of a file with this text, pieces being of 16 characters."""
+    """The pieces, of 16 characters, and the documents read from a file with this text."""
     path = folder / "a.txt"
     path.write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:

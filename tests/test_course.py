@@ -1,4 +1,4 @@
-"""The course as one run: parameters, order, failures, and what is left behind."""
+"""Running the whole course: parameters, order, failures, and the files it leaves."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TELL = "import json; print(json.dumps([run, profile, corpus, steps, lr, resume])
 
 
 def write(home: Path, name: str, *sources: str, parameters: str = ALL) -> Path:
-    """A notebook with a parameters cell and these code cells."""
+    """Write a notebook with a parameters cell and these code cells."""
     cells = [new_markdown_cell(f"# {name}"), new_code_cell(parameters, metadata={"tags": ["parameters"]})]
     kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook = new_notebook(
@@ -46,7 +46,7 @@ def write(home: Path, name: str, *sources: str, parameters: str = ALL) -> Path:
 
 
 def said(path: Path) -> str:
-    """Everything that the cells of an executed notebook printed."""
+    """Everything printed by the cells of an executed notebook."""
     cells = nbformat.read(path, as_version=4).cells
     return "".join(o.get("text", "") for cell in cells for o in cell.get("outputs", ()))
 
@@ -109,7 +109,7 @@ def test_the_run_and_the_profile_may_be_given_to_notebooks_that_do_not_declare_t
         ("steps", "five", "steps must be of type int, not 'five'"),
         ("steps", "5.0", "steps must be of type int"),
         ("lr", "", "lr must be of type float"),
-        ("resume", "yes", "resume is true or false, not 'yes'"),
+        ("resume", "yes", "resume must be true or false, not 'yes'"),
     ],
 )
 def test_plan_refuses_what_no_notebook_would_understand(nanochat_home, name, value, message):
@@ -144,7 +144,7 @@ def test_wrong_input_is_refused_before_anything_runs_or_is_written(nanochat_home
 
 
 def test_a_file_is_found_from_where_the_course_was_started(nanochat_home, tmp_path_factory, monkeypatch):
-    """Notebooks run in their own folder: a relative path would mean another file there."""
+    """Notebooks run in their own folder, where a relative path would mean another file."""
     write(nanochat_home, "01_one")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "text.txt").write_text("A text.")
@@ -166,7 +166,7 @@ def test_a_file_is_found_from_where_the_course_was_started(nanochat_home, tmp_pa
 
 @pytest.fixture
 def pretended(nanochat_home, monkeypatch):
-    """Three notebooks; each takes 60 s and 100 MB, those in `failing` raise what is said there."""
+    """Three fake notebooks that take 60 s and 100 MB each; those in `failing` raise the error given there."""
     for name in ("01_one", "02_two", "03_three"):
         write(nanochat_home, name)
     failing: dict[str, BaseException] = {}
@@ -241,7 +241,7 @@ def test_a_terminal_sees_time_memory_and_how_far_the_training_is(nanochat_home, 
     metrics.parent.mkdir(parents=True)
     metrics.write_text('{"stage": "base_model", "step": 7, "total": 9}\n{"stage": "base_mo')
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    line = course._Ticker("[1/2] 03_pretraining", "r")
+    line = course._StatusLine("[1/2] 03_pretraining", "r")
     line(64.0, 812.0)
     os.utime(metrics, (1, 1))  # that training is over
     line(66.0, 815.0)
@@ -257,7 +257,7 @@ def test_a_terminal_sees_time_memory_and_how_far_the_training_is(nanochat_home, 
 def test_memory_is_that_of_the_processes_a_notebook_starts():
     holding = "x = bytearray(300_000_000); x[::4096] = b'1' * len(x[::4096]); print('ready', flush=True); input()"
     seen: list[float] = []
-    with course._watched(lambda seconds, mb: seen.append(mb)) as peak:
+    with course._measured(lambda seconds, mb: seen.append(mb)) as peak:
         child = subprocess.Popen(
             [sys.executable, "-c", holding], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -364,7 +364,7 @@ def test_ctrl_c_ends_the_course_with_status_130_and_leaves_no_kernel(nanochat_ho
 
 
 def _ended(pid: int) -> bool:
-    """Whether the process is gone, or goes within a minute: a kernel that is told to leave does so in its own time."""
+    """Whether the process has ended or ends within a minute, since kernels take a while to shut down."""
     import psutil
 
     try:

@@ -1,4 +1,4 @@
-"""From text to token files, from token files to batches: nothing lost, nothing mixed, nothing half-written."""
+"""From text to token files to batches: nothing is lost, mixed up or half-written."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def test_the_corpus_prepared_or_used_last_is_found(book: Path, stories: Path) ->
 
 
 def namesakes(tmp_path: Path, suffix: str, *contents: str) -> list[str]:
-    """Files called `notes`, each in a folder of its own."""
+    """Files of the same name, `notes`, in different folders."""
     paths = [tmp_path / f"folder {i}" / f"notes{suffix}" for i in range(len(contents))]
     for path, content in zip(paths, contents, strict=True):
         path.parent.mkdir()
@@ -399,7 +399,7 @@ def test_a_preparation_that_is_stopped_while_writing_is_not_taken_for_one(
 
 @pytest.fixture
 def windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`os.replace` as it is on Windows: not onto a file that somebody has mapped."""
+    """`os.replace` as on Windows, where a memory-mapped file cannot be replaced."""
     replace, memmap, maps = os.replace, np.memmap, []
 
     def mapping(path: Path, **options: Any) -> np.memmap:

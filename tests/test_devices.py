@@ -14,7 +14,7 @@ from nanochat.devices import matmul_dtype, pick_device
 
 @pytest.fixture(autouse=True)
 def fresh_answers():
-    """What is found out once a process is found out anew in each test."""
+    """Clear the caches of what is measured once per process."""
     caches = (devices._matmul_dtype, devices.matrix_rate)
     for cached in caches:
         cached.cache_clear()
@@ -86,7 +86,7 @@ def test_a_format_that_does_not_exist_is_refused(monkeypatch):
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_a_gpu_multiplies_bfloat16_only_where_it_is_not_emulated(monkeypatch, native, dtype):
-    """A T4 or V100 emulates it, and PyTorch then calls it supported unless asked for better."""
+    """A T4 or V100 emulates it, and PyTorch by default counts emulation as support."""
     supported = create_autospec(torch.cuda.is_bf16_supported, side_effect=lambda including_emulation=True: (
         native or including_emulation
     ))  # fmt: skip
@@ -125,7 +125,7 @@ def test_the_matrix_rate_counts_two_operations_for_each_of_n_cubed(monkeypatch):
 
 
 def test_the_stopwatch_gives_the_best_of_its_rounds(monkeypatch):
-    """By a clock that stands still but for products of matrices, the first of which are slow."""
+    """With a clock that advances only during matrix products, of which the first are slow."""
     now, products = [0.0], iter([9.0, 9.0, 2.0, 3.0, 3.0, 3.0])
 
     class Matrix:

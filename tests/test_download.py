@@ -1,4 +1,4 @@
-"""Downloads: that break off, that are refused, that are not the expected file, and several at a time."""
+"""Downloads: broken off, refused, of an unexpected file, and several at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BODY = bytes(range(256)) * 2000  # half a megabyte: more than one read on either
 
 
 class Server(ThreadingHTTPServer):
-    """A file server on this machine. It can refuse, break off and be slow, and writes down what it was asked for."""
+    """A local file server that can refuse, break off and be slow, and that records the requests."""
 
     daemon_threads = True
 
@@ -98,14 +98,14 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that were waited before each further try, but for the waiting. It is a billion seconds after 1970."""
+    """The seconds before each retry, without really waiting; the clock stands at a billion seconds after 1970."""
     pauses: list[float] = []
     monkeypatch.setattr(download, "time", SimpleNamespace(sleep=pauses.append, time=lambda: 1e9))
     return pauses
 
 
 def leftovers(folder: Path) -> list[str]:
-    """What is in a folder, but for empty lock files."""
+    """The content of a folder without empty lock files."""
     return sorted(path.name for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
 
 
@@ -333,7 +333,7 @@ def child(server: Server, folder: Path) -> subprocess.Popen[str]:
 
 
 class Screen(io.StringIO):
-    """A standard error that lets a slow server go on when somebody says that they wait."""
+    """A stderr that releases a slow server once a process says that it is waiting."""
 
     def __init__(self, server: Server) -> None:
         super().__init__()

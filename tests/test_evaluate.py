@@ -1,4 +1,4 @@
-"""Metrics against hand-made cases, baselines against counting by hand, and the report card of a tiny trained model."""
+"""Metrics against hand-made cases, baselines against counts by hand, and the report card of a tiny model."""
 
 from __future__ import annotations
 
@@ -329,7 +329,7 @@ def test_earlier_turns_stand_as_written_and_only_the_last_answer_is_asked_for(
     ],
 )
 def test_the_five_questions_accept_sentences(number: int, answer: str, right: bool) -> None:
-    assert report_cards._says(answer, report_cards.FIVE_QUESTIONS[number][1]) is right
+    assert report_cards._contains(answer, report_cards.FIVE_QUESTIONS[number][1]) is right
 
 
 # --- the report card
@@ -355,7 +355,7 @@ def _qa_records() -> Iterator[Conversation]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A project folder with a corpus, questions, and both stages of the run `r`, of untrained weights."""
+    """A project folder with a corpus, questions, and untrained models for both stages of run `r`."""
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOCHAT_HOME", str(folder))
@@ -484,6 +484,11 @@ def test_a_cell_shows_its_text_and_none_of_it_is_latex(text: str) -> None:
     assert "$" not in cell and "$" not in html.unescape(cell).replace("<span>$</span>", "")
     plain = re.sub(r"\\(.)", r"\1", cell)  # the markdown's own backslashes
     assert html.unescape(re.sub("</?span>", "", plain)) == " ".join(text.split())
+
+
+@given(st.text(max_size=40) | st.text("$\\()[]&#36;<span>|*`/ ", max_size=40))
+def test_a_terminal_shows_the_text_of_a_cell_as_it_is(text: str) -> None:
+    assert card_text.plain(card_text._cell(text)) == " ".join(text.split())
 
 
 def test_a_price_in_a_card_is_no_latex(home: Path) -> None:

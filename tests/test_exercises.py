@@ -1,4 +1,4 @@
-"""Exercises: every stub fails its check and every solution passes, and what is said to a wrong answer."""
+"""Exercises: every stub fails its check, every solution passes, and wrong answers get helpful messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _no_answers_yet(monkeypatch):
 
 
 def _exercises(path: Path) -> list[tuple[str, str]]:
-    """(stub, solution) of each cell tagged `exercise`: the solution is in the markdown behind it."""
+    """(stub, solution) of each cell tagged `exercise`; the solution is in the markdown cell after it."""
     cells = nbformat.read(path, as_version=4).cells
     found = []
     for cell, behind in zip(cells, [*cells[1:], nbformat.v4.new_markdown_cell()], strict=True):
@@ -41,7 +41,7 @@ def _exercises(path: Path) -> list[tuple[str, str]]:
 
 
 def _imports(path: Path) -> str:
-    """The import statements of a notebook: what its exercises may use."""
+    """The import statements of a notebook, which its exercises may rely on."""
     sources = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     nodes = [node for source in sources for node in ast.parse(source).body]
     return "\n".join(ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom))

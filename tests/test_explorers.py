@@ -1,4 +1,4 @@
-"""The explorers of notebooks 01 and 02: what they show is what tokenizer, batches and model really do."""
+"""The explorers of notebooks 01 and 02 show what tokenizer, batches and model really do."""
 
 from __future__ import annotations
 

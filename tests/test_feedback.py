@@ -1,4 +1,4 @@
-"""The feedback file: nothing is ever lost or rewritten, whatever happens to the disk or to other writers."""
+"""The feedback file: nothing is lost or rewritten, whatever the disk or other writers do."""
 
 from __future__ import annotations
 

@@ -15,13 +15,13 @@ PROMPT = [3, 1, 4, 1, 5]
 
 
 def logits_of(model, row: list[int]) -> Tensor:
-    """(V,) what follows `row`, by a plain forward without cache."""
+    """(V,) next-token logits after `row`, from a plain forward pass without a cache."""
     with torch.inference_mode():
         return model(torch.tensor([row]))[0, -1]
 
 
 def uncached(model, prompt: list[int], n: int) -> list[int]:
-    """Greedy continuation as generate.py describes it, with a whole forward for each token."""
+    """Greedy continuation as generate.py describes it, with a full forward pass per token."""
     block_size = model.config.block_size
     row, new = prompt[-block_size:], []
     for _ in range(n):
@@ -338,7 +338,7 @@ def test_generating_builds_no_gradients():
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_model_generates_in_the_number_format_of_its_weights(arch, dtype):
-    """Several rows of different lengths, beyond the context: with padding, cache and a sliding window."""
+    """For rows of different lengths that exceed the context: with padding, cache and a sliding window."""
     model = small_model(arch).to(dtype)
     written = generate(model, [[1, 2, 3], [4]], max_new_tokens=BLOCK + 8)
     assert [len(row) for row in written] == [BLOCK + 8] * 2

@@ -1,4 +1,4 @@
-"""Corpora and questions are opened by one set of rules: suffixes, packing, marks, lists, lines, half characters."""
+"""Corpora and questions are read by the same rules: suffixes, compression, BOMs, lists, lines, cut characters."""
 
 from __future__ import annotations
 

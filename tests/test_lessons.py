@@ -1,4 +1,4 @@
-"""The exercises of notebooks 03 and 04: the mistakes that people usually make are not accepted."""
+"""The exercises of notebooks 03 and 04 do not accept the usual mistakes."""
 
 from __future__ import annotations
 

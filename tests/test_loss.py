@@ -149,7 +149,7 @@ def test_in_bfloat16_the_loss_is_summed_in_float32_and_gradients_keep_their_type
 
 
 class Largest(TorchDispatchMode):
-    """How many numbers the largest tensor has that any operation makes."""
+    """Records the size of the largest tensor created by any operation."""
 
     numel = 0
 

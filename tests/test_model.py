@@ -98,11 +98,11 @@ def test_smeared_heads_copy_before_anything_is_learned():
     x = torch.cat((once, once), dim=1)
 
     def right(smear: bool) -> float:
-        """How often the best next token, other than the token itself, is what came next the first time; chance: 0.4 %."""
+        """How often the likeliest next token, other than the token itself, is the one that followed it before."""
         torch.manual_seed(1)
         model = GPT(model_config("nano-long", 256, n_layer=2, smear=smear))
         guess = model(x).scatter(2, x[..., None], -math.inf).argmax(dim=2)
-        return (guess[:, 24:-1] == x[:, 25:]).float().mean().item()
+        return (guess[:, 24:-1] == x[:, 25:]).float().mean().item()  # chance: 1 / 256
 
     assert right(True) > 0.2 > 0.02 > right(False)
 
@@ -328,7 +328,7 @@ def test_dropout_acts_in_training_only(arch):
 
 
 def gpt2_reference(weights: dict[str, Tensor], x: Tensor, n_layer: int, n_head: int) -> Tensor:
-    """GPT-2 written out from its paper and its published shapes: one row of ids (T,) → logits (T, V)."""
+    """GPT-2 written out from its paper and published shapes: one row of ids (T,) → logits (T, V)."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         centred = x - x.mean(dim=-1, keepdim=True)
@@ -378,9 +378,9 @@ def test_the_gpt2_architecture_equals_hugging_faces():
 
 
 def modern_reference(weights: dict[str, Tensor], x: Tensor, n_layer: int, n_head: int) -> Tensor:
-    """The modern variant as model.py describes it, position by position: one row of ids (T,) → logits (T, V).
+    """The modern architecture as model.py describes it, position by position: one row of ids (T,) → logits (T, V).
 
-    With smear and the first layer's values if there are weights for them.
+    With smear and value residual if there are weights for them.
     """
 
     def norm(x: Tensor) -> Tensor:

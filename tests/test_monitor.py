@@ -1,4 +1,4 @@
-"""The training monitor: it shows what was reported, stops and goes on from a worker thread, and hides no error."""
+"""The training monitor: it shows the reports, can stop and resume a worker thread, and hides no error."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_stop_ends_the_training_and_go_on_gives_what_an_uninterrupted_one_gives(
         return train(GPT(small_config()), counting_task(folder), settings, state=state, **how)
 
     def held_after_two(*, stop: Callable[[], bool], **how: Any) -> Iterator[StepReport]:
-        """As `training`, but waiting after step 2 until Stop was clicked: no timing decides this test."""
+        """As `training`, but waiting after step 2 until Stop was clicked, so that the test does not depend on timing."""
         for report in training(tmp_path / "a", stop=stop, **how):
             yield report
             if report.step == 2 and not how["resume"]:

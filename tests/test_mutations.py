@@ -1,7 +1,7 @@
-"""Do the tests notice? The classic mistakes of this field, made one at a time in a copy of the package.
+"""Mutation tests: classic mistakes of the field, made one at a time in a copy of the package.
 
-Each mutation replaces one piece of text, and the tests that are named beside it must turn red: by an assertion of theirs,
-not by a crash. One that survives is a hole in the tests.
+Each mutation replaces one piece of source text, and the tests named with it must fail by an assertion, not by a crash. A
+mutation that survives is a gap in the tests.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ for line in sys.stdin:
 
 @dataclass(frozen=True)
 class Mutation:
-    """What is replaced in a module, and the tests (of test_<file>.py) that see it."""
+    """A replacement in a module, and the tests (of test_<file>.py) that must detect it."""
 
     name: str
     module: str
@@ -348,7 +348,7 @@ OPTIONS = ("-q", "-p", "no:cacheprovider", "--assert=plain")  # what is imported
 
 @pytest.fixture(scope="module")
 def outcomes() -> Iterator[Callable[[Path, tuple[str, ...]], Outcomes]]:
-    """A function that runs tests with the package of a folder: what each failed with, for all its parameters."""
+    """A function that runs tests with the package in a folder, and returns the failures of each test."""
     command, pipes = [sys.executable, "-c", RUNNER], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they take longer to import than the tests to run

@@ -1,4 +1,4 @@
-"""The next-token inspector: probabilities are the model's, settings only narrow the choice, typed text cannot run."""
+"""The next-token inspector: probabilities are the model's, settings only narrow the choice, typed text is never run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The lessons: rules that every committed notebook keeps, and that each of them runs.
+"""The notebooks: the rules that every committed notebook follows, and that each of them runs.
 
-The rules on outputs hold for what `nanochat course --reference` writes.
+The rules on outputs describe what `nanochat course --reference` writes.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def tree(path: Path) -> ast.Module:
 
 
 def texts_of(cell: NotebookNode) -> str:
-    """What the outputs of a cell say in words."""
+    """The texts of a cell's outputs."""
     said = []
     for output in cell.outputs:
         data = output.get("data", {})
@@ -105,8 +105,8 @@ def test_its_kernel_is_the_one_that_everybody_has(path):
 
 @each
 def test_it_is_committed_as_the_reference_run_left_it(path):
-    """Readable ids, counts from one, no widget state, no machine paths, nothing of papermill: see course/committed.py."""
-    assert committed.normalise(read(path)) == read(path)
+    """Readable ids, counts from one, no widget state, no machine paths, no papermill metadata: see course/committed.py."""
+    assert committed.normalize(read(path)) == read(path)
 
 
 @each
@@ -211,7 +211,7 @@ def test_no_cell_waits_for_somebody_to_type(path):
 
 @each
 def test_figures_do_not_go_through_pyplot(path):
-    """pyplot keeps figures between cells; plots.py makes them one by one, in one style."""
+    """pyplot keeps figures between cells; plots.py creates them one at a time, in one style."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             assert not re.search(r"pyplot|pylab|matplotlib", ast.unparse(node))
@@ -220,7 +220,7 @@ def test_figures_do_not_go_through_pyplot(path):
 
 @each
 def test_no_path_depends_on_the_working_directory(path):
-    """paths.py knows where things are; `Path("out")` is somewhere else for somebody else."""
+    """paths.py knows where files are; `Path("out")` depends on where the notebook was started."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             assert not re.match(r"\.{0,2}/?(data|out|notebooks)/", node.value), node.value
@@ -237,7 +237,7 @@ def test_nothing_is_defined_in_two_notebooks():
 
 @each
 def test_its_tags_are_known_ones(path):
-    """A cell that nbval skips, or that may raise, would be tested by nobody."""
+    """A cell that nbval skips, or that may raise, would not be tested at all."""
     assert {tag for cell in code(path) for tag in tags(cell)} <= TAGS
 
 
@@ -245,7 +245,7 @@ def test_its_tags_are_known_ones(path):
 
 
 def sections(path: Path) -> dict[str, str]:
-    """Heading of the second level → all prose under it, in order."""
+    """Second-level heading → all prose under it, in order."""
     found, heading = {"": ""}, ""
     for text in prose(path):
         for part in re.split(r"^(?=## )", text, flags=re.MULTILINE):
@@ -324,7 +324,7 @@ MEASURED = r"\b\d[\d.,]*\s?(?:seconds?|minutes?|s|min|MB|GB|tokens/s|tokens a se
 
 @each
 def test_no_measurement_is_typed_into_the_prose(path):
-    """Times, memory, speeds and losses are printed by cells. Questions may suppose some."""
+    """Times, memory, speeds and losses are printed by cells; only exercises may assume some."""
     told = [text for heading, text in sections(path).items() if heading not in ("Exercises", "Quiz")]
     assert not re.findall(MEASURED, re.sub(r"```.*?```", "", "\n".join(told), flags=re.DOTALL))
 
@@ -341,7 +341,7 @@ def test_every_cell_ran_once_in_order_and_none_failed(path):
 
 @each
 def test_there_are_outputs_to_compare(path):
-    """nbval compares what is there: of a stripped notebook nothing."""
+    """nbval compares the outputs there are: none in a stripped notebook."""
     compared = [cell for cell in code(path) if cell.outputs and "nbval-ignore-output" not in tags(cell)]
     assert len(compared) >= 10
 
@@ -357,7 +357,7 @@ def test_every_picture_has_a_sentence_right_under_it(path):
 
 @each
 def test_what_is_compared_is_the_same_everywhere(path):
-    """Times, memory and the like in outputs need the tag nbval-ignore-output."""
+    """Cells that print times, memory and the like need the tag nbval-ignore-output."""
     for cell in code(path):
         if "nbval-ignore-output" not in tags(cell):
             assert not re.findall(r"\d (?:s|ms|seconds|MB|tokens/s)\b", texts_of(cell)), first_line(cell)
@@ -372,7 +372,7 @@ WIDGETS = {
 
 @each
 def test_a_widget_leaves_something_to_read(path):
-    """Where no kernel runs there is no widget: the cell that shows one has HTML as well."""
+    """Without a kernel there is no widget, so a cell that displays one also has HTML."""
     imports = [node for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)]
     names = [alias for node in imports if node.module == "nanochat.widgets" for alias in node.names]
     calls = [(alias.asname or alias.name) + WIDGETS[alias.name] for alias in names]
@@ -385,7 +385,7 @@ def test_a_widget_leaves_something_to_read(path):
 
 
 def pictures() -> dict[str, str]:
-    """Path → alternative text of each picture in the README."""
+    """Path → alt text of each picture in the README."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     tags = re.findall(r"<img [^>]+>", text)
     html = {re.search(r'src="([^"]+)"', tag)[1]: re.search(r'alt="([^"]*)"|$', tag)[1] or "" for tag in tags}
@@ -402,7 +402,7 @@ def test_every_picture_of_the_readme_is_there_small_and_told_in_words():
 
 @each
 def test_the_tour_shows_a_picture_of_each_lesson_as_it_is(path):
-    """Not of what it printed before: the picture carries a fingerprint of the outputs it was taken from."""
+    """And not an outdated one: the picture carries a fingerprint of the outputs it was taken from."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     [row] = [line for line in text.splitlines() if f"notebooks/{path.name})" in line]
     name = f"notebooks/images/{path.stem[:2]}.png"
@@ -416,7 +416,7 @@ def test_the_tour_shows_a_picture_of_each_lesson_as_it_is(path):
 
 
 def environment(home: Path) -> dict[str, str]:
-    """For a process that works in `home`, whatever this one does."""
+    """The environment for a process that works in `home`, wherever this one works."""
     search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "NANOCHAT_HOME": str(home), "PYTHONPATH": search}
 
@@ -430,22 +430,22 @@ def python(*words: str, home: Path, folder: Path) -> Done:
 
 
 def run_alone(path: Path, home: Path, folder: Path) -> tuple[Done, Path, Path]:
-    """Through papermill's own command line, in the smoke profile."""
+    """Run one notebook through papermill's command line, in the smoke profile."""
     words = ["-m", "papermill", str(path), str(home / "executed.ipynb"), "-p", "profile", "smoke"]
     words += ["--no-progress-bar", "--log-level", "ERROR", "--execution-timeout", "1200"]
     return python(*words, home=home, folder=folder), home, folder
 
 
 def run_course(home: Path) -> tuple[Done, Path]:
-    """The whole smoke course by its command, in a folder with nothing but the notebooks."""
+    """Run the whole smoke course by its command, in a folder with nothing but the notebooks."""
     shutil.copytree(ROOT / "notebooks", home / "notebooks", ignore=shutil.ignore_patterns(".*"))
     return python("-m", "nanochat", "course", "--profile", "smoke", home=home, folder=home), home
 
 
 def run_nbval(home: Path, folder: Path) -> dict[str, Done]:
-    """nbval on every notebook in its default profile, one after the other in one home, as a learner would run them.
+    """Run nbval on every notebook in its default profile, one after the other in one home, as a learner would.
 
-    The two that train for minutes take 8 steps: nothing that is compared may depend on how long they train.
+    The two that train for minutes do 8 steps: nothing compared may depend on the length of training.
     """
     results = {}
     for path in PATHS:
@@ -463,7 +463,7 @@ def run_nbval(home: Path, folder: Path) -> dict[str, Done]:
 
 @pytest.fixture(scope="session")
 def running(request, tmp_path_factory) -> Iterator[dict[str, Future]]:
-    """Everything that takes minutes, two at a time (each computes on one core), as far as a selected test asks for it."""
+    """The runs that take minutes, if a selected test needs them: two at a time, each on one core."""
     asked = {name for item in request.session.items for name in item.fixturenames}
 
     def folder() -> Path:
@@ -483,19 +483,19 @@ def running(request, tmp_path_factory) -> Iterator[dict[str, Future]]:
 
 @pytest.fixture
 def alone(running, path) -> tuple[Done, Path, Path]:
-    """A notebook that ran alone: how it ended, its home, the working directory it was started in."""
+    """A notebook that ran alone: its process result, its home, and the working directory it was started in."""
     return running[path.stem].result()
 
 
 @pytest.fixture
 def smoke_course(running) -> tuple[Done, Path]:
-    """How the whole course ended, and its home."""
+    """The process result of the whole course, and its home."""
     return running["course"].result()
 
 
 @pytest.fixture
 def compared(running, path) -> Done:
-    """What nbval said of a notebook."""
+    """What nbval reported about a notebook."""
     return running["nbval"].result()[path.stem]
 
 
@@ -552,7 +552,7 @@ def test_the_smoke_course_reports_every_notebook_and_stage(smoke_course):
 
 @pytest.mark.notebook
 def test_after_the_smoke_course_a_second_run_of_a_notebook_finds_everything_made(smoke_course):
-    """Restart and run all, any number of times; and nobody needs a stand-in after the course."""
+    """Restart and run all works any number of times, and no stand-in is needed after the course."""
     _, home = smoke_course
     stand_ins = [folder.name for folder in (home / "out").iterdir() if "standin" in folder.name]
     assert stand_ins == []

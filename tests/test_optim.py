@@ -17,13 +17,13 @@ both = pytest.mark.parametrize("arch", ARCHS)
 
 @pytest.fixture(autouse=True, params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def precision(request, monkeypatch) -> torch.dtype:
-    """Every test once for each number format that some device computes the iteration in."""
+    """Run each test in every number format in which some device computes the iteration."""
     monkeypatch.setattr(optim, "matmul_dtype", lambda device: request.param)
     return request.param
 
 
 def matrix(rows: int, columns: int, seed: int = 0, least: float = 0.1) -> Tensor:
-    """Singular values spread evenly from `least` to 1."""
+    """A matrix with singular values spread evenly from `least` to 1."""
     draw = torch.Generator().manual_seed(seed)
     n = min(rows, columns)
     left = torch.linalg.qr(torch.randn(rows, n, generator=draw)).Q

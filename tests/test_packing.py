@@ -1,4 +1,4 @@
-"""Rows of whole conversations: which tokens carry loss, and that nothing is lost, doubled or crossed."""
+"""Packed rows of whole conversations: the loss mask, and that no token is lost, repeated or mixed up."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_an_answer_without_end_stops_at_the_next_mark():
 
 
 def _mask_by_state(ids: list[int]) -> list[bool]:
-    """The same, one token at a time."""
+    """The same mask, computed one token at a time."""
     inside, mask = False, []
     for token in ids:
         mask.append(inside and (token < EOT or token == END))

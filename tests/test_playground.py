@@ -1,4 +1,4 @@
-"""The playground without a browser: what each click does, and that nothing a person or a model writes can run."""
+"""The playground without a browser: what each click does, and that no text of a user or a model is ever run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def records(run: str = "tiny") -> list[Record]:
 
 
 class Gate:
-    """Lets the model write a number of tokens, then waits until it is opened."""
+    """Lets the model write a number of tokens, then blocks it until opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, tokens: int):
         self.reached, self.open = threading.Event(), threading.Event()
@@ -330,7 +330,7 @@ def test_a_model_whose_base_model_is_gone_is_not_used_without_a_word(nanochat_ho
     lost = tiny_checkpoint(nanochat_home, "lost", parent="0123456789abcdef")
     app = Playground("tiny", device="cpu")
     app.model.value = lost
-    assert "was trained from a model 0123456789abcdef that is not in its run any more" in app.status.value
+    assert "was trained from a model 0123456789abcdef that is no longer in its run" in app.status.value
     assert "0123456789abcdef" in Playground("lost", device="cpu").status.value
 
 
@@ -464,7 +464,7 @@ def test_a_table_of_nothing_says_what_to_do():
 
 @pytest.fixture
 def displayed(monkeypatch) -> list[dict]:
-    """What notebooks would be given to show."""
+    """The objects that a notebook would display."""
     shell = InteractiveShell()
     shown: list[dict] = []
     monkeypatch.setattr(InteractiveShell, "initialized", classmethod(lambda cls: True))

@@ -1,4 +1,4 @@
-"""Figures: the sentence says what was drawn, everything is in view, and no text of a learner breaks a figure."""
+"""Figures: the description says what was drawn, everything is in view, and no input text breaks a figure."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _record(stage: str, step: int, loss: float, **more: float) -> dict[str, Any]
 
 
 def _metrics() -> list[dict[str, Any]]:
-    """Ten steps of pretraining and two of finetuning, as they stand in metrics.jsonl: the first step has no loss."""
+    """Ten steps of pretraining and two of finetuning, as in metrics.jsonl, where the first step has no loss."""
     nan = float("nan")
     metrics = [_record("base_model", 0, nan, lr=0.0, tokens_per_s=nan, mfu=nan, val_loss=6.0, val_bpb=3.0)]
     for step in range(1, 11):
@@ -44,7 +44,7 @@ def _pixels(figure: Figure) -> np.ndarray:
 
 
 def _all_in_view(figure: Figure) -> bool:
-    """Whether each point of each line lies inside its axes."""
+    """Whether all points of all lines lie inside their axes."""
     figure.draw_without_rendering()
     for ax in figure.axes:
         (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()

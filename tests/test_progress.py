@@ -1,4 +1,4 @@
-"""What is shown of a training while it runs, to somebody who watches and to a log file."""
+"""The progress display of a training, on a terminal and in a log file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that goes a second on each time that it is looked at."""
+    """A clock that advances by a second each time it is read."""
     ticks = iter(range(100, 10**6))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(ticks)))
 
@@ -140,7 +140,7 @@ def test_a_stream_that_is_not_named_is_stderr(capsys):
 
 @pytest.fixture
 def panel(monkeypatch):
-    """What the one display of a cell shows, one after the other."""
+    """The successive contents of a cell's single display."""
     shown = []
 
     class Handle:

@@ -1,4 +1,4 @@
-"""Conversations as tokens: the one rendering, and the files of a prepared question/answer set."""
+"""Conversations as tokens: the chat template, and the files of a prepared question set."""
 
 from __future__ import annotations
 

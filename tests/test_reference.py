@@ -1,4 +1,4 @@
-"""The form in which notebooks are committed: the same for everybody, whoever ran them."""
+"""The committed form of notebooks does not depend on the machine they ran on."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def shown(data: dict, **metadata):
 
 
 def test_ids_follow_the_headings():
-    result = committed_notebooks.normalise(
+    result = committed_notebooks.normalize(
         notebook(
             new_markdown_cell("# 02 · Building the GPT\nHello."), code(), code(), new_markdown_cell("More."),
             new_markdown_cell("## Attention, by hand"), code(), new_markdown_cell("text"), code(),
@@ -54,20 +54,20 @@ def test_ids_follow_the_headings():
 
 def test_a_new_cell_under_one_heading_leaves_the_ids_under_others():
     parts = [new_markdown_cell("# A"), code(), new_markdown_cell("# B"), code(), code()]
-    before = [cell.id for cell in committed_notebooks.normalise(notebook(*parts)).cells]
-    after = [cell.id for cell in committed_notebooks.normalise(notebook(*parts[:2], code("new"), *parts[2:])).cells]
+    before = [cell.id for cell in committed_notebooks.normalize(notebook(*parts)).cells]
+    after = [cell.id for cell in committed_notebooks.normalize(notebook(*parts[:2], code("new"), *parts[2:])).cells]
     assert after[:2] + after[3:] == before
 
 
 def test_a_comment_in_a_code_block_is_no_heading():
     solution = "<details><summary>Solution</summary>\n\n```python\n# the mean\nx = 1\n```\n\n</details>"
-    result = committed_notebooks.normalise(notebook(new_markdown_cell("# Title"), new_markdown_cell(solution), code()))
+    result = committed_notebooks.normalize(notebook(new_markdown_cell("# Title"), new_markdown_cell(solution), code()))
     assert [cell.id for cell in result.cells] == ["title-text-1", "title-text-2", "title-code-1"]
 
 
 def test_two_headings_of_one_name_and_headings_without_letters_still_give_unique_ids():
     cells = [new_markdown_cell(text) for text in ("# A", "# A", "# ???", "# 你好", "# A text", "#no heading")]
-    ids = [cell.id for cell in committed_notebooks.normalise(notebook(code(), *cells, code())).cells]
+    ids = [cell.id for cell in committed_notebooks.normalize(notebook(code(), *cells, code())).cells]
     assert len(set(ids)) == len(ids)
     assert ids[0] == "start-code-1"
 
@@ -78,7 +78,7 @@ def test_two_headings_of_one_name_and_headings_without_letters_still_give_unique
 def test_metadata_of_tools_and_machines_goes_and_tags_stay():
     cell = code("x", tags=("exercise", "nbval-ignore-output"))
     cell.metadata |= {"papermill": {"duration": 1.5}, "collapsed": True, "execution": {"iopub.status.busy": "2026"}}
-    result = committed_notebooks.normalise(
+    result = committed_notebooks.normalize(
         notebook(
             cell,
             kernelspec={"name": "my-env", "display_name": "My env", "language": "python"},
@@ -95,7 +95,7 @@ def test_metadata_of_tools_and_machines_goes_and_tags_stay():
 
 
 def test_injected_parameters_go_and_counts_run_from_one():
-    result = committed_notebooks.normalise(
+    result = committed_notebooks.normalize(
         notebook(
             code("steps: int = 0", tags=("parameters",), count=1),
             code("steps = 5", tags=("injected-parameters",), count=2),
@@ -110,7 +110,7 @@ def test_injected_parameters_go_and_counts_run_from_one():
 
 def test_a_widget_leaves_what_stands_in_for_it():
     view = {"application/vnd.jupyter.widget-view+json": {"model_id": "abc", "version_major": 2}}
-    result = committed_notebooks.normalise(
+    result = committed_notebooks.normalize(
         notebook(
             code("a", shown({**view, "text/html": "<p>static</p>", "text/plain": "static"})),
             code("b", shown({**view, "text/plain": "VBox(children=(HTML(value=''),))"})),
@@ -125,15 +125,15 @@ def test_a_picture_keeps_its_bytes_its_size_and_its_description(monkeypatch):
     monkeypatch.setenv("NANOCHAT_HOME", "/a")
     picture = {"image/png": "iVBORw0KGgo/a/b+", "text/plain": "<Image object>"}
     size = {"image/png": {"width": 672, "alt": "a figure"}}
-    output = committed_notebooks.normalise(notebook(code("p", shown(picture, **size)))).cells[0].outputs[0]
+    output = committed_notebooks.normalize(notebook(code("p", shown(picture, **size)))).cells[0].outputs[0]
     assert (output.data, output.metadata) == (picture, size)
 
 
 def test_where_a_stream_was_cut_does_not_matter():
-    whole = committed_notebooks.normalise(
+    whole = committed_notebooks.normalize(
         notebook(code("p", printed("one\ntwo\n"), printed("oh", "stderr"), printed("3")))
     )
-    cut = committed_notebooks.normalise(
+    cut = committed_notebooks.normalize(
         notebook(code("p", printed("one"), printed("\n"), printed("two\n"), printed("oh", "stderr"), printed("3")))
     )
     assert cut == whole
@@ -161,7 +161,7 @@ def test_machine_paths_are_said_in_general(said, wanted, monkeypatch, tmp_path):
         printed(said.format(**names)), shown({"text/plain": said.format(**names), "text/html": said.format(**names)}),
         new_output("error", ename="E", evalue=said.format(**names), traceback=[said.format(**names)]),
     ]  # fmt: skip
-    stream, display, error = committed_notebooks.normalise(notebook(code("p", *outputs))).cells[0].outputs
+    stream, display, error = committed_notebooks.normalize(notebook(code("p", *outputs))).cells[0].outputs
     assert {stream.text, *display.data.values(), error.evalue, *error.traceback} == {wanted.format(**names)}
 
 
@@ -169,9 +169,9 @@ def test_the_home_folder_is_a_tilde_and_a_root_as_home_changes_nothing(monkeypat
     monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path / "course"))
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "me")
     said = notebook(code("p", printed(f"{tmp_path}/me/x 1/2")))
-    assert committed_notebooks.normalise(said).cells[0].outputs[0].text == "~/x 1/2"
+    assert committed_notebooks.normalize(said).cells[0].outputs[0].text == "~/x 1/2"
     monkeypatch.setattr(Path, "home", lambda: Path("/"))
-    assert committed_notebooks.normalise(said).cells[0].outputs[0].text == f"{tmp_path}/me/x 1/2"
+    assert committed_notebooks.normalize(said).cells[0].outputs[0].text == f"{tmp_path}/me/x 1/2"
 
 
 # --- the whole --------------------------------------------------------------------------------------------------------
@@ -203,10 +203,10 @@ def test_normalising_is_valid_and_leaves_a_normalised_one_and_its_argument_alone
         patch.setattr(paths, "home", lambda: Path("/x/nanochat"))
         given_one = notebook(*found)
         before = copy.deepcopy(given_one)
-        once = committed_notebooks.normalise(given_one)
+        once = committed_notebooks.normalize(given_one)
         assert given_one == before
         nbformat.validate(once)
-        assert committed_notebooks.normalise(once) == once
+        assert committed_notebooks.normalize(once) == once
         ids = [cell.id for cell in once.cells]
         assert len(set(ids)) == len(ids) and all(re.fullmatch(r"[a-z0-9-]+", name) for name in ids)
         counts = [cell.execution_count for cell in once.cells if cell.cell_type == "code" and cell.source.strip()]
@@ -220,6 +220,6 @@ def test_commit_writes_a_file_that_reads_back_the_same_and_ends_with_one_line_br
     text = committed.read_text(encoding="utf-8")
     assert text.endswith("}\n") and not text.endswith("\n\n")
     again = nbformat.read(committed, as_version=4)
-    assert again == committed_notebooks.normalise(again)
+    assert again == committed_notebooks.normalize(again)
     committed_notebooks.commit(committed, committed)
     assert committed.read_text(encoding="utf-8") == text

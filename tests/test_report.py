@@ -1,4 +1,4 @@
-"""What a run of the course leaves to be read: figures, report cards, times and memory."""
+"""The report of a course run: figures, report cards, times and memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RAN = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A run that went through both stages, with the card of its assistant."""
+    """A run with both stages trained, and the report card of its assistant."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOCHAT_HOME", str(folder))
@@ -49,7 +49,7 @@ CHOSEN = config.choose("smoke", run="r")
 
 
 def written(ran=RAN, chosen=CHOSEN, failure=None) -> tuple[str, dict]:
-    """report.md, and report.json read by a strict reader."""
+    """Write the report; returns report.md, and report.json parsed strictly."""
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")
@@ -62,7 +62,7 @@ def written(ran=RAN, chosen=CHOSEN, failure=None) -> tuple[str, dict]:
 
 @pytest.fixture(scope="module")
 def standard(made):
-    """The report of the run as it ended, and report.json: for all that only read it. Drawing eight figures takes seconds."""
+    """The unchanged run's report.md and report.json, shared because drawing eight figures takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOCHAT_HOME", str(made))
         yield written()
@@ -184,5 +184,5 @@ def test_a_model_whose_base_model_is_gone_is_disowned_and_the_card_of_another_mo
     card = json.loads(stale.read_text())
     stale.write_text(json.dumps({**card, "model": {**card["model"], "fingerprint": "another"}}))
     text, content = written()
-    assert "**Not of this run any more:** r_fine_tuned.pt was trained from a model " in text
+    assert "**No longer part of this run:** r_fine_tuned.pt was trained from a model " in text
     assert content["cards"] == {} and "Report card" not in text

@@ -1,4 +1,4 @@
-"""Training that is really killed, again and again, ends where it would have ended: see killed.py."""
+"""Training that is really killed, repeatedly, ends exactly like an undisturbed one: see killed.py."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def prepared(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=["base_model", "fine_tuned"])
 def results(request, prepared, tmp_path_factory) -> dict:
-    """What is left of trainings that were disturbed in each way, and of one that was not."""
+    """The results of trainings disturbed in each way, and of an undisturbed one."""
     projects = tmp_path_factory.mktemp("projects")
     for name in ("whole", *(f"{kind}-{number:02}" for kind, copies in COPIES.items() for number in range(copies))):
         shutil.copytree(prepared, projects / name)

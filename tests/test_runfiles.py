@@ -1,4 +1,4 @@
-"""One run: one writer at a time, and starting over loses nothing."""
+"""The files of a run: one writer at a time, and starting over loses nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project folder with a corpus and questions, in which run r went through both stages."""
+    """A project folder with a corpus and questions, in which both stages of run r are trained."""
     monkeypatch.setenv("NANOCHAT_HOME", str(tmp_path))
     monkeypatch.setattr(devices, "matrix_rate", lambda kind, dtype: 1e9)
     home.pretrain(home.prepare(tmp_path))
@@ -40,7 +40,7 @@ def corpus_of(project):
 
 
 def kept(folder):
-    """What a run's folder holds, but for the lock and what other trainings set aside."""
+    """The content of a run's folder, without the lock and the files set aside by other trainings."""
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file() and not p.name.startswith(".lock")}
 
 
@@ -87,7 +87,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 def nanochat(*words):
-    """A process of its own that runs a command, and in a training waits for a line before the fourth step."""
+    """A separate process that runs a command and, in a training, waits for a line of input before the fourth step."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([sys.executable, "-c", PROGRAM, *words], text=True, env=environment, **pipes)
@@ -95,7 +95,7 @@ def nanochat(*words):
 
 @pytest.fixture
 def other(project):
-    """A process that trains run new and waits after its third step."""
+    """A process that trains run `new` and waits after its third step."""
     words = ("--corpus", str(project / "stories.txt"), "--model", "tiny", "--steps", "6", "--batch-size", "2")
     with nanochat("pretrain", "--run", "new", *words) as process:
         assert process.stdout.readline() == "waiting\n"
@@ -214,7 +214,7 @@ def test_a_model_that_was_never_trained_is_not_kept(project):
 
 
 def test_a_training_that_never_got_better_than_its_start_is_kept_all_the_same(project):
-    """Its best weights are those of step 0, but the state holds the work."""
+    """Its best weights are those of step 0, but the state contains the training done."""
     reports = stages.pretrain("new", corpus_of(project), settings=SETTINGS, device="cpu", say=str, **SHAPE)
     next(reports), next(reports)
     reports.close()

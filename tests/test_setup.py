@@ -1,4 +1,4 @@
-"""The set-up files agree with each other, and the package keeps its promises about imports."""
+"""The setup files agree with each other, and the package imports only what it may."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PYPI_NAME = {"pytorch-cpu": "torch", "matplotlib-base": "matplotlib"}
 
 
 def requirements(lines: list[str]) -> dict[str, SpecifierSet]:
-    """What is asked of each package but this one, whose extras an extra may name."""
+    """The version specifier of each required package, without this one, whose extras an extra may name."""
     parsed = [Requirement(line) for line in lines]
     return {canonicalize_name(asked.name): asked.specifier for asked in parsed if asked.name != PROJECT["name"]}
 
@@ -50,7 +50,7 @@ PINS = [
 
 
 def test_each_constraint_is_one_exact_public_version() -> None:
-    """One ==, no wildcard, no local part such as +cpu, no address."""
+    """A single ==, no wildcard, no local version such as +cpu, no URL."""
     assert all(pin.url is None and not pin.extras for pin in PINS)
     assert [str(pin) for pin in PINS if not re.fullmatch(r"==[0-9][0-9a-z.]*", str(pin.specifier))] == []
 
@@ -100,7 +100,7 @@ def test_conda_can_read_each_spec(spec: str) -> None:
 
 
 def new_modules(code: str) -> set[str]:
-    """The modules that running `code` in a fresh interpreter adds."""
+    """The modules that `code` imports in a fresh interpreter."""
     script = f"import sys; before = set(sys.modules)\n{code}\nprint(*(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
@@ -119,7 +119,7 @@ DISTRIBUTION = {"PIL": "pillow", "IPython": "ipython", "yaml": "pyyaml"}
 
 
 def packages_imported(path: Path) -> set[str]:
-    """The distributions from elsewhere that a file imports, inside functions too."""
+    """The third-party distributions that a file imports, including inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -183,14 +183,14 @@ def test_data_modules_do_not_load_torch() -> None:
 
 
 def floor_plan() -> list[list[str]]:
-    """The rooms and modules on each floor of the package, from the ground up."""
+    """The subpackages and modules of each layer of the package, lowest first."""
     text = (ROOT / "nanochat" / "README.md").read_text(encoding="utf-8")
     block = text.split("```\n")[1]
     return [line.partition(":")[2].split() for line in block.splitlines()]
 
 
 def modules() -> dict[str, Path]:
-    """Each module of the package by its name without `nanochat.`, as `model` or `data.corpus`; a room by its own."""
+    """Each module of the package by its name without `nanochat.`, such as `model` or `data.corpus`; subpackages too."""
     package = ROOT / "nanochat"
     files = {path.relative_to(package).with_suffix("").parts: path for path in package.rglob("*.py")}
     named = {".".join(part for part in parts if part != "__init__"): path for parts, path in files.items()}
@@ -198,7 +198,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(path: Path) -> set[str]:
-    """The modules of the package that a file imports, inside functions too."""
+    """The modules of the package that a file imports, including inside functions."""
     found = set()
     package = path.relative_to(ROOT).parent.parts
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -221,7 +221,7 @@ GRAPH = {name: imported(path) - {name} for name, path in MODULES.items()}
 
 
 def units() -> dict[str, set[str]]:
-    """What each room, and each module that lies flat, imports of the others."""
+    """What each subpackage and each top-level module imports from the others."""
     edges: dict[str, set[str]] = {name.partition(".")[0]: set() for name in GRAPH}
     for name, others in GRAPH.items():
         unit = name.partition(".")[0]
@@ -231,7 +231,7 @@ def units() -> dict[str, set[str]]:
 
 def test_the_floor_plan_names_every_room_and_module_once() -> None:
     named = [unit for floor in floor_plan() for unit in floor]
-    assert sorted(named) == sorted(units()), "a new room or module: give it a floor in nanochat/README.md"
+    assert sorted(named) == sorted(units()), "a new subpackage or module: give it a layer in nanochat/README.md"
 
 
 def test_imports_point_downward_in_the_floor_plan() -> None:

@@ -24,7 +24,7 @@ from nanochat.trainer import TrainSettings
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A project folder with a corpus, questions, and a run that went through both stages; tests copy it."""
+    """A project folder with a corpus, questions, and a run with both stages trained; tests copy it."""
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOCHAT_HOME", str(folder))
@@ -317,7 +317,7 @@ def test_going_on_finetuning_after_the_base_model_changed_is_refused(project):
 
 
 def test_a_run_made_longer_is_validated_on_the_same_rows(project, monkeypatch):
-    """However many rows a run of the new length would take: the best result so far was measured on these."""
+    """A new run of this length might validate on more rows, but the best result so far was measured on these."""
     seen = []
     original = stages.mean_loss
 

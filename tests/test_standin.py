@@ -1,4 +1,4 @@
-"""The stand-in that notebooks talk to before there is a trained model, and the exercises of notebook 05."""
+"""The stand-in model that notebooks use until one is trained, and the exercises of notebook 05."""
 
 from __future__ import annotations
 

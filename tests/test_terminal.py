@@ -1,4 +1,4 @@
-"""The chat in a terminal, driven by lines of text."""
+"""The terminal chat, driven by lines of text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def open_session(run: str | None, stage: str | None) -> ChatSession:
 
 @pytest.fixture
 def talk(nanochat_home: Path):
-    """Type the lines, and get what the screen shows."""
+    """Type the lines; returns what the screen shows."""
     tiny_checkpoint(nanochat_home)
     tiny_checkpoint(nanochat_home, stage="base_model")
 

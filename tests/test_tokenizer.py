@@ -1,4 +1,4 @@
-"""Text to ids and back, whatever the text; learned vocabularies; GPT-2's; what is kept on disk."""
+"""The tokenizer: round trips of any text, learned vocabularies, GPT-2's vocabulary, and the files."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_a_size_below_bytes_and_specials_is_refused() -> None:
 
 
 def _gpt2_is_here() -> bool:
-    """Whether GPT-2's files lie where tiktoken looks, so that no network is needed."""
+    """Whether tiktoken has cached GPT-2's files, so that no network is needed."""
     folder = Path(os.environ.get("TIKTOKEN_CACHE_DIR") or Path(tempfile.gettempdir()) / "data-gym-cache")
     return all((folder / hashlib.sha1(url.encode()).hexdigest()).is_file() for url in tokenizer.GPT2_FILES)
 

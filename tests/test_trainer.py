@@ -23,7 +23,7 @@ SETTINGS = TrainSettings(steps=10, batch_size=4, seed=5, eval_every=4)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """The machine's matrix rate is not measured anew for each test."""
+    """Keep the measured matrix rate of the machine between tests."""
     monkeypatch.setattr(devices, "matrix_rate", lambda kind, dtype: 1e9)
 
 
@@ -33,7 +33,7 @@ def fresh(arch: str = "modern", seed: int = 0, **changes) -> GPT:
 
 
 def run(folder, model: GPT | None = None, settings: TrainSettings = SETTINGS, *, take: int | None = None, **options):
-    """Reports of a training in `folder`; with `take`, nobody wants more than so many of them."""
+    """The reports of a training in `folder`; with `take`, only the first so many."""
     changes = options.pop("task", {})
     said: list[str] = []
     if options.pop("resume", False):
@@ -139,7 +139,7 @@ def test_rates_follow_the_schedule(tmp_path):
 
 
 def test_a_step_follows_the_gradient_of_its_own_batch_alone(tmp_path, monkeypatch):
-    """The same batch, and weights that do not move: the same gradient each time, with nothing left of the step before."""
+    """With constant batch and weights, the gradient is the same each time: nothing remains of the step before."""
     model, seen = small_model(block_size=16), []
 
     def note(parameters, limit):
@@ -257,7 +257,7 @@ def validate_less(model) -> str:
 
 
 def scripted(values):
-    """A validation that returns these losses one after the other."""
+    """A validation that returns these losses in turn."""
     coming = iter(values)
     return lambda model: {"val_loss": next(coming)}
 
@@ -372,13 +372,13 @@ def test_what_does_not_change_the_result_may_be_changed_on_the_way(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04"])
 def test_a_damaged_state_is_refused(tmp_path, content):
     (tmp_path / "state.pt").write_bytes(content)
-    with pytest.raises(UserError, match="damaged or no nanochat checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a nanochat checkpoint"):
         run(tmp_path, resume=True)
 
 
 def test_a_file_that_is_no_state_is_refused(tmp_path):
     checkpoint.save_file(tmp_path / "state.pt", {"model": {}})
-    with pytest.raises(UserError, match="is no training state of this version"):
+    with pytest.raises(UserError, match="is not a training state of this version"):
         run(tmp_path, resume=True)
 
 
@@ -417,7 +417,7 @@ def test_asked_to_stop_it_ends_after_the_step_in_progress_with_everything_saved(
 
 
 def interrupting(step: int, times: int = 1):
-    """Batches during one of which Ctrl-C is pressed."""
+    """Batches, in one of which Ctrl-C is pressed."""
 
     def batch(at: int):
         if at == step:
@@ -446,7 +446,7 @@ def test_ctrl_c_during_the_first_validation_or_the_last_step_is_not_lost(tmp_pat
 
 
 def test_sigterm_waits_for_the_step_in_progress_saves_and_then_acts(tmp_path):
-    """As a batch system or a container ends a process."""
+    """Batch systems and containers end processes by SIGTERM."""
     seen = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(saved_step(tmp_path)))
     try:
@@ -462,7 +462,7 @@ def saved_step(folder):
 
 
 def test_between_two_steps_ctrl_c_is_the_callers(tmp_path):
-    """A loop that is left with `break` while the training is still referenced must not swallow the next Ctrl-C."""
+    """A loop left with `break` while the training is still referenced must not swallow the next Ctrl-C."""
     before = signal.getsignal(signal.SIGINT)
     reports = train(fresh(), counting_task(tmp_path), SETTINGS)
     for _ in range(3):
@@ -484,7 +484,7 @@ def test_a_training_that_is_left_saves_where_it_was(tmp_path, taken):
 
 
 def test_the_state_is_written_by_the_clock_as_well(tmp_path, monkeypatch):
-    """A clock on which each step takes 25 s: at the latest after the third step since the last save there is a new one."""
+    """With steps of 25 s, the state is saved at the latest after the third step since the last save."""
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     saved = []
@@ -518,7 +518,7 @@ def test_when_the_newest_state_is_lost_the_one_before_is_resumed(tmp_path, fault
     said = []
     state = load_state(tmp_path / "state.pt", said.append)
     assert state["step"] == 8
-    assert len(said) == 1 and "going on from the state before it, after 8 steps" in said[0]
+    assert len(said) == 1 and "resuming from the previous state, after 8 steps" in said[0]
     got = list(train(fresh(), counting_task(tmp_path), SETTINGS, state=state))
     assert steps_of(got) == expected[9:]
 
@@ -674,14 +674,14 @@ def test_a_compiled_run_that_is_left_and_resumed_is_the_uninterrupted_one_bit_fo
 
 
 def make_plain(model, lr_scale, weight_decay):
-    """Plain gradient descent: unlike Adam and Muon it does not blow rounding errors of tiny gradients up."""
+    """Plain gradient descent, which unlike Adam and Muon does not amplify rounding errors of tiny gradients."""
     from nanochat.optim import Optimizers
 
     return Optimizers([torch.optim.SGD(model.parameters(), lr=0.1 * lr_scale)])
 
 
 def test_the_time_left_counts_the_validations_to_come(tmp_path, monkeypatch):
-    """A clock that stands still but for steps of 1 s and validations of 10 s."""
+    """With a clock that advances by 1 s per step and 10 s per validation."""
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
 

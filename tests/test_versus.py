@@ -1,4 +1,4 @@
-"""Models side by side: the same questions, each model's own answers, and nothing that runs."""
+"""Models side by side: the same questions, each model's own answers, and no text that is run."""
 
 from __future__ import annotations
 

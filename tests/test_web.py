@@ -1,4 +1,4 @@
-"""The playground as a web page, without the browser: what is served, where, and what is said if it cannot be."""
+"""The playground as a web page, without a browser: what is served, where, and the error messages."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_port_in_use_is_told(nanochat_home: Path, monkeypatch, capsys) -> None
         other.listen()
         port = other.getsockname()[1]
         status, out, err = nanochat(capsys, "chat", "--web", "--port", str(port))
-    assert (status, out) == (2, "") and f"port {port} cannot be used" in err and "leave --port out" in err
+    assert (status, out) == (2, "") and f"port {port} cannot be used" in err and "leave out --port" in err
 
 
 def test_a_free_port_is_found_or_the_named_one_taken() -> None:
@@ -96,7 +96,7 @@ web.serve(None, None, say=lambda text: print(text, flush=True))
 
 @pytest.fixture
 def port(nanochat_home: Path) -> Iterator[int]:
-    """The port of a server that runs."""
+    """The port of a running server."""
     pytest.importorskip("voila", reason="voila is not installed: pip install 'nanochat[app]'")
     tiny_checkpoint(nanochat_home)
     places = {**os.environ, "PYTHONPATH": str(Path(web.__file__).parents[1])}
@@ -111,7 +111,7 @@ def port(nanochat_home: Path) -> Iterator[int]:
 
 
 def get(port: int, path: str, host: str, **headers: str) -> tuple[int, str]:
-    """The status and the text that the server answers to a request for `host`."""
+    """Status and text of the server's response to a request with the Host header `host`."""
     connection = HTTPConnection(web.HOST, port, timeout=60)
     connection.request("GET", path, headers={"Host": host, **headers})
     answer = connection.getresponse()

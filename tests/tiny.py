@@ -1,4 +1,4 @@
-"""A tiny model that has learned a few answers by heart: real weights, a real checkpoint, made in a second."""
+"""A tiny model that has memorized a few answers: real weights in a real checkpoint, trained in a second."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANSWERS = {
 
 @functools.cache
 def tiny_model() -> tuple[GPT, Tokenizer]:
-    """Two layers of 32 numbers each that answer the questions of ANSWERS as they stand there."""
+    """A model of two layers of width 32 that gives exactly the answers of ANSWERS, and its tokenizer."""
     tok = train_bpe([*ANSWERS, *ANSWERS.values()] * 3, 320)
     torch.manual_seed(0)
     model = GPT(ModelConfig(tok.vocab_size, 96, n_layer=2, n_head=2, n_embd=32))
@@ -47,7 +47,7 @@ def tiny_model() -> tuple[GPT, Tokenizer]:
 def tiny_checkpoint(
     home: Path, run: str = "tiny", stage: str = "fine_tuned", block_size: int = 96, parent: str | None = None
 ) -> Path:
-    """Save the tiny model as a stage of `run` in the project folder `home`, and return the file."""
+    """Save the tiny model as a stage of `run` in the project folder `home`; returns the path."""
     path = home / "out" / run / paths.checkpoint_path(run, stage).name
     learned, tok = tiny_model()
     model = GPT(replace(learned.config, block_size=block_size))  # rotary positions: the weights fit any length

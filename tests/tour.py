@@ -1,4 +1,4 @@
-"""The pictures of the README's tour: which cells' outputs they show, and how one knows that they still do."""
+"""The pictures of the notebooks in the README: the cells whose outputs they show, and a check that they are current."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURES = ROOT / "notebooks" / "images"
 LARGEST = 150_000  # bytes of a picture
 
-# The cell of each lesson whose output tells most at a glance
+# The cell of each notebook whose output says most at a glance
 CELLS = {
     "01_data_loading": "the-tokenizer-explorer-code-1",
     "02_building_the_gpt": "the-mask-code-2",
@@ -24,7 +24,7 @@ CELLS = {
 
 
 def shown(lesson: str) -> NotebookNode:
-    """The committed notebook, of whose cells only the one in the picture is left."""
+    """The committed notebook reduced to the cell shown in the picture."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{lesson}.ipynb", as_version=4)
     notebook.cells = [cell for cell in notebook.cells if cell.id == CELLS[lesson]]
     assert len(notebook.cells) == 1, f"{lesson} has no cell {CELLS[lesson]} any more"
@@ -32,6 +32,6 @@ def shown(lesson: str) -> NotebookNode:
 
 
 def fingerprint(notebook: NotebookNode) -> str:
-    """Of the outputs; a picture carries it, so that an outdated one is found out."""
+    """A fingerprint of the outputs, stored in the picture so that an outdated one is detected."""
     outputs = [cell.outputs for cell in notebook.cells]
     return hashlib.sha256(json.dumps(outputs, sort_keys=True).encode()).hexdigest()[:16]

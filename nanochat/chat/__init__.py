@@ -1,1 +1,1 @@
-"""Talking to a model: a reply, a chat, its feedback, the terminal, the page, and the model in the box."""
+"""Chatting with a model: replies, sessions, feedback, the terminal and web interfaces, and the bundled model."""

@@ -1,6 +1,7 @@
-"""The model in the box: a small assistant that comes with the package, so that there is one to talk to at once.
+"""The bundled model ("the model in the box"): a small trained assistant shipped with the package.
 
-`python -m nanochat.chat.box RUN COMMAND` makes it out of a run that COMMAND has trained; see the README under Contributing.
+Maintainers rebuild it with `python -m nanochat.chat.box RUN COMMAND`, where COMMAND is the one that trained RUN; see
+"Contributing" in the README.
 """
 
 from __future__ import annotations
@@ -15,46 +16,48 @@ from .. import checkpoint, config, paths
 from ..config import UserError
 from ..evaluation import card as report_cards
 
-LIMIT = 10_000_000  # bytes: everybody who installs the package downloads it
+LIMIT = 10_000_000  # bytes: everyone who installs the package downloads them
 
 
 def pack(run: str, stage: str = "fine_tuned") -> Path:
-    """Put the model of a run into the box, in place of what is there, and return the file.
+    """Replace the bundled model with that of a run; returns the path of the new file.
 
-    Its weights are rounded to bfloat16, half the size; `checkpoint.load` makes them float32 again. Raises UserError if
-    there is no such model, or if it is too large.
+    The weights are rounded to bfloat16, which halves the file; `checkpoint.load` converts them back to float32. Raises
+    UserError if there is no such model or it is too large.
     """
     source = checkpoint.load(checkpoint.find(paths.new_run(run), stage))
     if 2 * source.model.n_params() > LIMIT:
-        raise UserError(f"run {run!r} has {source.model.n_params():,} parameters; at most {LIMIT // 2:,} fit the box")
+        raise UserError(
+            f"run {run!r} has {source.model.n_params():,} parameters; at most {LIMIT // 2:,} can be bundled"
+        )
     path = paths.box_dir() / f"{paths.BOX}_{stage}.pt"
     origin = {"run": paths.BOX, "trained_as": run, "packed_from": source.meta["fingerprint"]}
     checkpoint.save(path, source.model.bfloat16(), source.tokenizer, {**source.meta, **origin})
     for other in path.parent.iterdir():
         if other != path and other.is_file():
-            other.unlink()  # another model's
+            other.unlink()  # left from the previous model
     return path
 
 
 def describe(card: dict[str, Any], meta: dict[str, Any], command: str) -> str:
-    """The README of the box: what is in it, how good it is, and how to make it again."""
+    """The README of the bundled model, as markdown: what it is, how good it is, and how to rebuild it."""
     model = card["model"]
     scores = "\n".join(
         f"| {row['split']} | {row['n']} | {100 * row['em']:.1f} % |"
         for row in card["scores"]
         if row["skill"] == "all" and row["em"] is not None
     )
-    return f"""# The model in the box
+    return f"""# The bundled model (`box`)
 
-`{paths.BOX}_{meta["stage"]}.pt` is {meta["trained_as"]}, an assistant to talk to before you have trained your own:
-`nanochat chat`, `nanochat ask` and the playground use it as long as there is no other, or with `--run {paths.BOX}`.
+`{paths.BOX}_{meta["stage"]}.pt` is {meta["trained_as"]}, an assistant to chat with before you have trained your own:
+`nanochat chat`, `nanochat ask` and the playground use it until you have trained a model, or with `--run {paths.BOX}`.
 
 - {model["parameters"]:,} parameters: {model["n_layer"]} layers of {model["n_embd"]}, context of {model["block_size"]}
   tokens, vocabulary of {model["vocab_size"]:,}. Text: {meta["corpus"]}; questions: {meta.get("qa", "none")}.
 - Weights rounded to bfloat16. Fingerprint {meta["fingerprint"]}; before rounding {meta["packed_from"]}.
-- `{meta["stage"]}_card.json` is its report card, taken after rounding. Exact match on held-out questions:
+- `{meta["stage"]}_card.json` is its report card, measured after rounding. Exact match on held-out questions:
 
-| split | questions | right |
+| split | questions | exact match |
 | --- | ---: | ---: |
 {scores}
 
@@ -68,9 +71,9 @@ python -m nanochat.chat.box {meta["trained_as"]} "{command}"
 
 
 def make(run: str, command: str, limit: int | None = None) -> Path:
-    """Pack the assistant of a run, write its report card and the README beside it; returns the model's file.
+    """Bundle the assistant of a run and write its report card and README next to it; returns the path of the model.
 
-    At most `limit` questions of each kind are asked for the card.
+    The report card asks at most `limit` questions of each skill and split.
     """
     path = pack(run)
     card = report_cards.report_card(paths.BOX, limit_per_split=limit, progress=_progress)
@@ -87,7 +90,7 @@ def _progress(done: int, total: int, text: str) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """`python -m nanochat.chat.box RUN COMMAND`."""
+    """Run `python -m nanochat.chat.box RUN COMMAND`; returns the exit status."""
     if len(argv) != 2:
         print('usage: python -m nanochat.chat.box RUN COMMAND, as in nano-long "nanochat course --profile long"')
         return 2

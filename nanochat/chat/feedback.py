@@ -1,8 +1,8 @@
-"""What people think of answers: an append-only file of JSON lines, and what learning from it needs.
+"""User feedback on answers: an append-only JSON Lines file, and the labels and preference pairs derived from it.
 
-Nothing in data/feedback/<run>.jsonl is ever rewritten. Who changes his mind appends a later record about the same
-answer, and `current` finds out what holds now. Each line goes out in one write to a file opened for appending, so that
-several notebooks can share it; a line torn by a crash or a full disk costs that line only.
+Lines of data/feedback/<run>.jsonl are never rewritten. To change an opinion, a later record about the same answer is
+appended; `current` works out which records still apply. Each line is one write to a file opened in append mode, so
+several notebooks can share the file, and a line cut short by a crash or a full disk loses only that line.
 """
 
 from __future__ import annotations
@@ -23,32 +23,34 @@ from ..data.conversation import Conversation, Role, Turn
 from ..paths import flush_folder, safe_name, stage_name
 
 SCHEMA = 1
-# kind: what its value (an int) or its text may be
+# The kinds of feedback: those with an integer value, and the values allowed; then those with a text
 VALUES = {"thumb": (1, -1), "rating": (1, 2, 3, 4, 5), "choice": (0, 1)}
 TEXTS = ("comment", "correction")
 KINDS = (*VALUES, *TEXTS, "retract")
 
 
 def new_id() -> str:
-    """A name that nobody else has: 32 hex digits."""
+    """A random unique id: 32 hexadecimal digits."""
     return uuid.uuid4().hex
 
 
 def now() -> str:
+    """The current time in UTC, ISO 8601 with milliseconds."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @dataclass(frozen=True)
 class Record:
-    """One line of feedback. Raises UserError for values that mean nothing.
+    """One line of feedback. Raises UserError for invalid values.
 
-    `conversation` is what was answered: it ends with the user's turn. `responses` is the answer that was judged, or
-    both answers of a "choice"; `value` is the thumb (+1, -1), the rating (1 to 5) or the index of the chosen response;
-    `text` is the comment or the better answer. "retract" takes back the kind named in `text`, or everything.
+    `conversation` is what the model answered, so it ends with a user turn. `responses` holds the answer that was rated,
+    or both answers of a "choice". `value` is the thumb (+1 or -1), the rating (1 to 5) or the index of the chosen
+    response; `text` is the comment or the corrected answer. "retract" withdraws the kind named in `text`, or, if that
+    is empty, everything about the answer.
     """
 
     kind: str
-    about: str  # the id of the answer, or of the comparison
+    about: str  # id of the answer or of the comparison
     run: str
     stage: str
     conversation: Conversation
@@ -56,9 +58,9 @@ class Record:
     value: int | None = None
     text: str = ""
     sampling: dict[str, Any] = field(default_factory=dict)
-    seeds: tuple[int, ...] = ()  # one for each response
-    checkpoint: str = ""  # fingerprint of the weights
-    tokenizer: str = ""  # fingerprint
+    seeds: tuple[int, ...] = ()  # one per response
+    checkpoint: str = ""  # fingerprint of the model's weights
+    tokenizer: str = ""  # fingerprint of its tokenizer
     id: str = field(default_factory=new_id)
     time: str = field(default_factory=now)  # UTC, ISO 8601
 
@@ -81,11 +83,11 @@ class Record:
         if len(self.responses) != (2 if self.kind == "choice" else 1):
             raise UserError(f"a {self.kind} is about {2 if self.kind == 'choice' else 1} answer(s)")
         if not self.conversation.turns or self.conversation.answered:
-            raise UserError("the conversation of a feedback record must end with what the user said")
+            raise UserError("the conversation of a feedback record must end with a user turn")
 
 
 def to_json(record: Record) -> dict[str, Any]:
-    """The record as plain values, for one line of the file."""
+    """The record as JSON-compatible values: one line of the file."""
     conversation = {
         "turns": [{"role": turn.role, "text": turn.text} for turn in record.conversation.turns],
         "context": record.conversation.context,
@@ -94,17 +96,17 @@ def to_json(record: Record) -> dict[str, Any]:
 
 
 def from_json(values: Any) -> Record:
-    """The record of a line. Raises UserError for what is missing, of the wrong type, or of a later schema."""
+    """The record of one parsed line. Raises UserError for missing fields, wrong types or another schema version."""
     try:
         values = dict(values)
         if values.pop("schema") != SCHEMA:
-            raise UserError(f"feedback of another schema than {SCHEMA}; update nanochat")
-        talk = values.pop("conversation")
-        turns = tuple(Turn(turn["role"], _text(turn["text"])) for turn in talk["turns"])
+            raise UserError(f"feedback with another schema than version {SCHEMA}; update nanochat")
+        stored = values.pop("conversation")
+        turns = tuple(Turn(turn["role"], _text(turn["text"])) for turn in stored["turns"])
         roles = get_args(Role)
         if any(turn.role != roles[i % 2] for i, turn in enumerate(turns)):
-            raise UserError("user and assistant must take turns in a conversation")
-        conversation = Conversation(turns, _text(talk["context"]))
+            raise UserError("user and assistant must alternate in a conversation")
+        conversation = Conversation(turns, _text(stored["context"]))
         responses = tuple(_text(response) for response in values.pop("responses"))
         seeds = tuple(int(seed) for seed in values.pop("seeds"))
         for name in ("kind", "about", "run", "stage", "text", "checkpoint", "tokenizer", "id", "time"):
@@ -124,15 +126,15 @@ def from_json(values: Any) -> Record:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"text expected, not {str(value)[:40]!r}")
+        raise TypeError(f"expected text, not {str(value)[:40]!r}")
     return whole_text(value)
 
 
 def append(path: Path, record: Record) -> None:
-    """Add one line, durably: one write to the end of the file, then fsync. Raises OSError if the disk will not have it.
+    """Append one line durably: a single write, then fsync. Raises OSError if the write fails.
 
-    A last line without its newline was torn by somebody's crash: ours then starts with one. (Should that writer still
-    be at work, the result is an empty line, which readers pass over.)
+    If the file does not end with a newline, another writer crashed in the middle of a line, so this line starts with a
+    newline. (If that writer is still running, the result is an empty line, which readers skip.)
     """
     line = whole_text(json.dumps(to_json(record), ensure_ascii=False)).encode() + b"\n"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,16 +155,16 @@ def append(path: Path, record: Record) -> None:
 
 
 def read(path: Path, say: Callable[[str], None] = print) -> list[Record]:
-    """Every record of the file, in order; lines that are torn or no records are passed over, and their number is said.
+    """All records of the file, in order; unreadable lines are skipped, and `say` receives a sentence with their number.
 
-    A file that does not exist has no records.
+    A missing file has no records.
     """
-    found: dict[str, Record] = {}  # by id: a write that failed after all was in the file is repeated later
+    found: dict[str, Record] = {}  # by id, since a write that failed after the line was complete is repeated
     skipped = 0
     if not path.is_file():
         return []
     with path.open("rb") as file:
-        for line in file:  # ends at b"\n" only, where str.splitlines would also end at U+2028
+        for line in file:  # splits at b"\n" only; str.splitlines would also split at U+2028
             if not line.strip():
                 continue
             try:
@@ -176,39 +178,39 @@ def read(path: Path, say: Callable[[str], None] = print) -> list[Record]:
 
 
 class Store:
-    """The feedback file of one run, and what could not be written to it yet."""
+    """The feedback file of one run, with the records that could not be written yet."""
 
     def __init__(self, path: Path):
         self.path = path
         self.pending: list[Record] = []
 
     def add(self, record: Record) -> str:
-        """Write the record, after those that still wait. Returns "" or, if the disk refuses, a sentence that says so:
-        the record then waits in memory for the next `add` or `retry`."""
+        """Write the record, after any that are still pending. Returns "", or a sentence saying why the write failed; the
+        record then stays in memory until the next `add` or `retry`."""
         self.pending.append(record)
         return self.retry()
 
     def retry(self) -> str:
-        """Write what waits; returns "" or why it could not be written."""
+        """Write the pending records; returns "", or a sentence saying why the write failed."""
         while self.pending:
             try:
                 append(self.path, self.pending[0])
             except OSError as error:
                 return (
                     f"Feedback not saved yet ({error.strerror or error}): {len(self.pending)} kept in memory, "
-                    "tried again with the next one."
+                    "to be retried with the next one."
                 )
             self.pending.pop(0)
         return ""
 
     def records(self, say: Callable[[str], None] = print) -> list[Record]:
-        """All records, those that wait in memory included."""
+        """All records, including those pending in memory."""
         return [*read(self.path, say), *self.pending]
 
 
 @dataclass
 class Opinion:
-    """What holds now about one answer (or one comparison). `record` is the latest one about it."""
+    """The feedback now in force for one answer (or comparison). `record` is the latest record about it."""
 
     record: Record
     thumb: int | None = None
@@ -219,29 +221,30 @@ class Opinion:
 
     @property
     def good(self) -> bool | None:
-        """Liked (thumb up, rating 4 or 5), disliked (thumb down, 1 or 2), or None where nothing clear was said."""
+        """True if liked (thumb up, rating 4 or 5), False if disliked (thumb down, rating 1 or 2), otherwise None."""
         if self.thumb is not None:
             return self.thumb > 0
         return None if self.rating in (None, 3) else self.rating > 3
 
     @property
     def empty(self) -> bool:
+        """Whether all feedback on the answer was withdrawn."""
         return self.thumb is self.rating is self.choice is None and not self.comment and not self.correction
 
 
 def current(records: Iterable[Record]) -> list[Opinion]:
-    """What holds now, one opinion for each answer somebody has one about, in the order of the first record about it.
+    """The feedback now in force: one opinion per answer that has any, in the order of each answer's first record.
 
-    A later record replaces an earlier one of its kind; thumb and rating replace each other.
+    A later record replaces an earlier one of the same kind; a thumb and a rating replace each other.
     """
     opinions: dict[str, Opinion] = {}
     for record in records:
         opinion = opinions.setdefault(record.about, Opinion(record))
         opinion.record = record
-        taken_back = {"thumb": ("rating",), "rating": ("thumb",)}.get(record.kind, ())
+        withdrawn = {"thumb": ("rating",), "rating": ("thumb",)}.get(record.kind, ())
         if record.kind == "retract":
-            taken_back = (record.text,) if record.text else KINDS[:-1]
-        for kind in taken_back:
+            withdrawn = (record.text,) if record.text else KINDS[:-1]
+        for kind in withdrawn:
             setattr(opinion, kind, None if kind in VALUES else "")
         if record.kind != "retract":
             setattr(opinion, record.kind, record.value if record.kind in VALUES else record.text)
@@ -249,17 +252,20 @@ def current(records: Iterable[Record]) -> list[Opinion]:
 
 
 def labels(records: Iterable[Record]) -> Iterator[tuple[Conversation, str, bool]]:
-    """(what was asked, answer, liked) for every answer with a clear verdict: single thumbs, for KTO."""
+    """(conversation, answer, liked) for each answer with a clear verdict: the unpaired labels that KTO learns from
+    (Ethayarajh et al. 2024, arXiv:2402.01306).
+    """
     for opinion in current(records):
         if opinion.good is not None:
             yield opinion.record.conversation, opinion.record.responses[0], opinion.good
 
 
 def pairs(records: Iterable[Record]) -> Iterator[tuple[Conversation, str, str]]:
-    """(what was asked, better answer, worse answer), each once.
+    """(conversation, preferred answer, rejected answer), each once: the preference pairs that DPO learns from (Rafailov
+    et al. 2023, arXiv:2305.18290).
 
-    From choices, from corrections (better than what was corrected), and from a liked and a disliked answer to the same
-    conversation.
+    They come from choices, from corrections (preferred over the answer corrected), and from conversations with both a
+    liked and a disliked answer.
     """
     opinions = current(records)
     found: dict[tuple[Conversation, str, str], None] = {}
@@ -278,9 +284,9 @@ def pairs(records: Iterable[Record]) -> Iterator[tuple[Conversation, str, str]]:
 
 
 def export_preferences(records: Iterable[Record]) -> Iterator[dict[str, list[dict[str, str]]]]:
-    """`pairs` in the common preference format: {prompt, chosen, rejected}, each a list of {role, content} messages.
+    """`pairs` in the usual preference format, {prompt, chosen, rejected}: each a list of {role, content} messages.
 
-    A passage is the system message.
+    A passage becomes the system message.
     """
     for prompt, better, worse in pairs(records):
         passage = [{"role": "system", "content": prompt.context}] if prompt.context else []

@@ -1,4 +1,4 @@
-"""One answer of a chat: what the model is shown, how the answer is sampled, and how sure it was of each token."""
+"""One answer in a chat: fit the prompt into the context, sample the answer, and give the probability of each token."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from .feedback import new_id
 
 @dataclass(frozen=True)
 class Settings:
-    """How answers are sampled. Raises UserError for values that mean nothing."""
+    """How answers are sampled. Raises UserError for invalid values."""
 
-    temperature: float = 0.0  # 0: always the most likely token
+    temperature: float = 0.0  # 0: greedy
     top_k: int | None = None
     top_p: float | None = None
-    max_new_tokens: int = 128  # a story takes some 100
+    max_new_tokens: int = 128  # a story takes about 100
     seed: int = 0  # the n-th answer of a session is sampled with seed + n
-    # So many earlier questions, with their answers, are shown to the model. Most of them only distract a small one: facts
-    # 95 % right when asked alone, 90 % after three other questions, 80 % after twelve; small talk 66, 48 and 37 %.
+    # How many earlier exchanges the model is shown. More of them distract a small model.
     remember: int = 3
 
     def __post_init__(self) -> None:
@@ -42,57 +41,58 @@ class Settings:
             raise UserError(f"seed must be a whole number of at least 0 and below 2**62, not {self.seed!r}")
 
     def sampling(self) -> dict[str, float | int | None]:
-        """What `generate` takes."""
+        """The keyword arguments that `generate` takes."""
         names = ("temperature", "top_k", "top_p", "max_new_tokens")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, with all it takes to sample it again."""
+    """One answer, with everything needed to sample it again."""
 
-    conversation: Conversation  # what the model was shown: ends with the question
+    conversation: Conversation  # what the model was shown; ends with the question
     text: str
-    ids: tuple[int, ...]  # its tokens, without the one that ended it
-    ended: str  # "end": by itself, "limit": it ran out of tokens, "stopped": by a person
+    ids: tuple[int, ...]  # its token ids, without the stop token
+    ended: str  # "end": by a stop token, "limit": by max_new_tokens or the context, "stopped": by the user
     seconds: float
     settings: Settings
     seed: int
     run: str
     stage: str
-    checkpoint: str  # fingerprint of the weights
-    tokenizer: str  # fingerprint
+    checkpoint: str  # fingerprint of the model's weights
+    tokenizer: str  # fingerprint of its tokenizer
     id: str = field(default_factory=new_id)
 
     @property
     def tokens_per_s(self) -> float:
+        """Tokens generated per second; 0 if no time was measured."""
         return len(self.ids) / self.seconds if self.seconds > 0 else 0.0
 
 
 def run_of(loaded: Checkpoint) -> str:
-    """The run a model belongs to."""
+    """The name of the run that a model belongs to."""
     return loaded.meta.get("run") or loaded.path.parent.name
 
 
 def fit(
     loaded: Checkpoint, question: str, passage: str, earlier: Sequence[Turn], settings: Settings
 ) -> tuple[Conversation, list[str]]:
-    """What the model is shown, made to fit its context with room for an answer; and what had to go, in sentences.
+    """The conversation to show the model, cut to leave room for an answer, and a sentence for each cut that was made.
 
-    The oldest questions go first, with their answers, until half the context is free for the new one. A question that
-    is too long by itself loses its beginning, a passage its end, so that a quarter is left. Raises UserError for an
-    empty question.
+    The oldest exchanges are dropped first, until `max_new_tokens` fit or half the context is free. A question too long
+    by itself loses its beginning, and a passage its end, until `max_new_tokens` fit or a quarter of the context is free.
+    Raises UserError for an empty question.
     """
     tok, block_size = loaded.tokenizer, loaded.model.config.block_size
     questions.ask(question)
     question, passage, notices = question.strip(), passage.strip(), []
     room = block_size - min(settings.max_new_tokens, block_size // 4)
-    words = max(1, room - (4 if passage else 3))  # the template's marks take the rest
-    shorter = _crop(question, words // 2 if passage else words, tok, keep_end=True)
+    n_text = max(1, room - (4 if passage else 3))  # the rest are the template's special tokens
+    shorter = _crop(question, n_text // 2 if passage else n_text, tok, keep_end=True)
     if shorter is not None:
         question = shorter
         notices.append("The question is too long for this model: it read only the end.")
-    shorter = _crop(passage, words - len(tok.encode(question)), tok, keep_end=False)
+    shorter = _crop(passage, n_text - len(tok.encode(question)), tok, keep_end=False)
     if shorter is not None:
         passage = shorter
         notices.append("The passage is too long for this model: it read only the beginning.")
@@ -109,8 +109,8 @@ def fit(
 
 
 def _crop(text: str, n: int, tok: Tokenizer, *, keep_end: bool) -> str | None:
-    """The last (or the first) n tokens of a text that has more; None for one that has not."""
-    # What is surely too long is cut before it is encoded: somebody will paste a whole book.
+    """The last (or first) n tokens of a text that has more than n; None for a shorter one."""
+    # Cut before encoding whatever is certainly too long: someone will paste a whole book.
     bound = (n + 1) * int(tok.byte_lengths().max())
     ids = tok.encode(text[-bound:] if keep_end else text[:bound])
     if len(ids) <= n:
@@ -119,7 +119,10 @@ def _crop(text: str, n: int, tok: Tokenizer, *, keep_end: bool) -> str | None:
         cropped = tok.decode(ids[-n:] if keep_end else ids[:n]).strip("\ufffd")  # half a character at the cut
         if len(tok.encode(cropped)) <= n:
             return cropped
-        ids, n = (ids[-n + 1 :] if keep_end else ids[: n - 1]), n - 1  # cut here, it is encoded in more tokens
+        ids, n = (
+            (ids[-n + 1 :] if keep_end else ids[: n - 1]),
+            n - 1,
+        )  # the cropped text takes more tokens than the crop
     return ""
 
 
@@ -140,9 +143,9 @@ def write(
     stop: threading.Event,
     done: Callable[[Answer], None],
 ) -> Iterator[str]:
-    """Sample one answer and yield its text in pieces, whole characters only, until `stop` is set.
+    """Sample one answer and yield its text in pieces of whole characters, until `stop` is set.
 
-    The answer goes to `done` when it ends, or when the iterator is closed; after an error it does not.
+    `done` receives the answer when it ends or the iterator is closed, but not after an error.
     """
     draft = _Draft()
     begin = time.perf_counter()
@@ -172,13 +175,13 @@ def _pieces(
 ) -> Iterator[str]:
     tok = loaded.tokenizer
     prompt = questions.render_prompt(conversation, tok)
-    # Beyond the context generation would slide on and forget the question: the answer ends there instead.
+    # Past the context, generation would slide the window and lose the question; the answer ends there instead.
     room = max(1, loaded.model.config.block_size - len(prompt))
     sampling = settings.sampling() | {"max_new_tokens": min(settings.max_new_tokens, room)}
-    marks = {tok.eot, tok.context, tok.user, tok.assistant, tok.end}
+    specials = {tok.eot, tok.context, tok.user, tok.assistant, tok.end}
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in stream(loaded.model, prompt, seed=seed, **sampling):
-        if token in marks:
+        if token in specials:
             draft.ended = "end"
             break
         draft.ids.append(token)
@@ -189,7 +192,7 @@ def _pieces(
             yield piece
         if stop.is_set():
             draft.ended = "stopped"
-            return  # with half a character held back, perhaps
+            return  # the decoder may still hold half a character
     if rest := decoder.decode(b"", final=True):
         draft.text += rest
         yield rest
@@ -197,33 +200,33 @@ def _pieces(
 
 @dataclass(frozen=True)
 class TokenView:
-    """One generated token: what the model thought of it, and what else it thought of."""
+    """One generated token with its probability and the most likely alternatives."""
 
     text: str
     probability: float
-    top: tuple[tuple[str, float], ...]  # the most likely tokens, best first
+    top: tuple[tuple[str, float], ...]  # (text, probability) of the most likely tokens, best first
 
     @property
     def bits(self) -> float:
-        """How surprising the token was: -log2 of its probability."""
+        """The surprisal of the token in bits: -log2 of its probability."""
         return -math.log2(max(self.probability, 1e-12))
 
 
 @torch.inference_mode()
 def explain(loaded: Checkpoint, answer: Answer, k: int = 5) -> list[TokenView]:
-    """For each token of an answer, its ending included, the k most likely ones with their probabilities.
+    """For each token of an answer, including the stop token, its probability and the k most likely tokens.
 
-    The probabilities are the model's own, at temperature 1 and without top-k or top-p. Raises UserError if the answer
-    was written by another model.
+    These are the model's own probabilities: temperature 1, no top-k or top-p. Raises UserError if another model wrote
+    the answer.
     """
     if answer.checkpoint != loaded.meta["fingerprint"]:
-        raise UserError(f"another model wrote that; choose {answer.run} ({answer.stage}) to look inside")
+        raise UserError(f"another model wrote this answer; switch to {answer.run} ({answer.stage}) to inspect it")
     tok, model = loaded.tokenizer, loaded.model
     prompt = questions.render_prompt(answer.conversation, tok)
     written = [*answer.ids, tok.end] if answer.ended == "end" else list(answer.ids)
     if not written:
         return []
-    # The last logits predict the last token, which is not fed itself; what is left of the context is not needed.
+    # The last token is predicted, not fed. Tokens that no longer fit into the context are cut from the left.
     fed = (prompt + written)[:-1][-model.config.block_size :]
     logits = model(torch.tensor([fed], device=next(model.parameters()).device))[0, -len(written) :]
     probs = torch.softmax(logits.double(), dim=-1).cpu()
@@ -240,6 +243,6 @@ def explain(loaded: Checkpoint, answer: Answer, k: int = 5) -> list[TokenView]:
     ]
 
 
-def visible(tok: Tokenizer, id: int) -> str:
-    r"""The text of a token; bytes that are no whole character stand as \xNN."""
-    return tok.token_bytes(id).decode("utf-8", errors="backslashreplace")
+def visible(tok: Tokenizer, token: int) -> str:
+    r"""The text of a token id; bytes that form no whole character are shown as \xNN."""
+    return tok.token_bytes(token).decode("utf-8", errors="backslashreplace")

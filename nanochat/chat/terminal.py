@@ -1,8 +1,7 @@
-"""The chat in a terminal: a line in, an answer out, and commands that begin with a slash."""
+"""The chat in the terminal: type a question, read the answer; commands begin with a slash."""
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import io
 import signal
@@ -18,38 +17,38 @@ from ..config import UserError, unknown
 from .session import Answer, ChatSession
 
 HELP = {
-    "/help": "this list",
-    "/model [RUN]": "the models there are, or talk with another one; what was said is kept",
-    "/stage STAGE": "another stage of this run: base_model, fine_tuned or aligned",
-    "/temp NUMBER": "the temperature: 0 always takes the most likely word, 1 is as varied as the training text",
-    "/passage [TEXT]": "a text that your questions are about; alone, it is put away",
+    "/help": "show this list",
+    "/model [RUN]": "list the models, or switch to another run and keep the conversation",
+    "/stage STAGE": "switch to another stage of this run: base_model, fine_tuned or aligned",
+    "/temp NUMBER": "set the temperature: 0 always takes the most likely token, 1 samples the model's own distribution",
+    "/passage [TEXT]": "a text for your questions to be about; without TEXT, remove it",
     "/rate 1-5": "rate the last answer; + and - are thumbs up and down",
-    "/comment TEXT": "say something about the last answer",
-    "/correct TEXT": "write the answer that you would have liked",
-    "/again": "another answer to the last question",
-    "/compare QUESTION": "two answers, of which you choose the better one",
-    "/new": "begin a new conversation",
-    "/quit": "leave; Ctrl-D does the same",
+    "/comment TEXT": "comment on the last answer",
+    "/correct TEXT": "write a better version of the last answer",
+    "/again": "get another answer to the last question",
+    "/compare QUESTION": "get two answers and choose the better one",
+    "/new": "start a new conversation",
+    "/quit": "leave, as does Ctrl-D",
 }
 
 
 def run_terminal(
     open_session: Callable[[str | None, str | None], ChatSession],
-    input: TextIO | None = None,
-    output: TextIO | None = None,
+    keyboard: TextIO | None = None,
+    screen: TextIO | None = None,
 ) -> int:
-    """Chat until /quit or the end of the input; returns the exit status 0.
+    """Chat until /quit or the end of the input; returns exit status 0.
 
-    `open_session(run, stage)` makes a session; None means the newest. Its UserErrors leave this function at the start
-    and are shown later on. Ctrl-C ends an answer, not the program.
+    `open_session(run, stage)` creates a session; None means the newest. A UserError from the first call is raised; later
+    ones are shown in the chat. Ctrl-C stops an answer, not the program.
     """
-    terminal = _Terminal(open_session, input or sys.stdin, output or sys.stdout)
+    terminal = _Terminal(open_session, keyboard or sys.stdin, screen or sys.stdout)
     return terminal.loop()
 
 
 @contextlib.contextmanager
 def _ctrl_c(action: Callable[[], None]) -> Iterator[None]:
-    """Let Ctrl-C do `action` instead of raising KeyboardInterrupt in the middle of the model."""
+    """Make Ctrl-C call `action` instead of raising KeyboardInterrupt inside the model."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -62,31 +61,32 @@ def _ctrl_c(action: Callable[[], None]) -> Iterator[None]:
 
 class _Terminal:
     def __init__(
-        self, open_session: Callable[[str | None, str | None], ChatSession], input: TextIO, output: TextIO
+        self, open_session: Callable[[str | None, str | None], ChatSession], keyboard: TextIO, screen: TextIO
     ) -> None:
-        self.open_session, self.input, self.output = open_session, input, output
-        if isinstance(input, io.TextIOWrapper):
-            with contextlib.suppress(io.UnsupportedOperation):  # it was read from before
-                input.reconfigure(errors="replace")  # letters of another encoding become U+FFFD, not an error
+        self.open_session, self.keyboard, self.screen = open_session, keyboard, screen
+        if isinstance(keyboard, io.TextIOWrapper):
+            with contextlib.suppress(io.UnsupportedOperation):  # it has been read from already
+                keyboard.reconfigure(errors="replace")  # bytes of another encoding become U+FFFD instead of an error
         self.passage = ""
         self.session = open_session(None, None)
         self.session.notice = lambda sentence: self.say(f"({sentence})")
 
     def say(self, text: str, end: str = "\n") -> None:
-        encoding = getattr(self.output, "encoding", None) or "utf-8"
-        # No model may move the cursor about or ring the bell; what a terminal cannot show becomes "?".
+        """Print text, without control characters and with "?" for what the terminal cannot show."""
+        encoding = getattr(self.screen, "encoding", None) or "utf-8"
+        # a model must not move the cursor or ring the bell
         shown = "".join(char for char in text if char in "\n\t" or unicodedata.category(char) != "Cc")
-        self.output.write(shown.encode(encoding, "replace").decode(encoding) + end)
-        self.output.flush()
+        self.screen.write(shown.encode(encoding, "replace").decode(encoding) + end)
+        self.screen.flush()
 
     def read(self, prompt: str) -> str:
-        """One line. Raises EOFError at the end of the input."""
-        if self.input is sys.stdin and self.input.isatty() and self.output is sys.stdout:
+        """Read one line. Raises EOFError at the end of the input."""
+        if self.keyboard is sys.stdin and self.keyboard.isatty() and self.screen is sys.stdout:
             with contextlib.suppress(ImportError):
-                import readline  # noqa: F401  (its import gives `input` line editing and a history)
-            return builtins.input(prompt)
+                import readline  # noqa: F401  (importing it gives `input` line editing and history)
+            return input(prompt)
         self.say(prompt, end="")
-        line = self.input.readline()
+        line = self.keyboard.readline()
         if not line:
             raise EOFError
         return line.rstrip("\r\n")
@@ -103,7 +103,7 @@ class _Terminal:
                 return 0
 
     def attempt(self, line: str) -> None:
-        """Do what one line says, or say why not: whatever goes wrong with it, the chat goes on."""
+        """Carry out one line, or show why it failed; the chat continues either way."""
         try:
             if line:
                 self.obey(line)
@@ -111,7 +111,7 @@ class _Terminal:
             raise
         except UserError as error:
             self.say(f"({error})")
-        except Exception as error:  # out of memory and the like
+        except Exception as error:  # such as out of memory
             self.say(f"\n(sorry, that went wrong: {type(error).__name__}: {error})")
 
     def greet(self) -> None:
@@ -120,11 +120,11 @@ class _Terminal:
         size = f"{n_params / 1e6:.1f} M parameters" if n_params >= 1e6 else f"{n_params:,} parameters"
         self.say(f"{self.session.run} ({self.session.stage}), {size}, context of {model.config.block_size} tokens.")
         if meta["stage"] == "base_model":
-            self.say("This is a base model: it continues texts, and has not been taught to answer yet.")
+            self.say("This is a base model: it continues texts but has not been trained to answer yet.")
         self.say("Ask something. /help lists the commands, Ctrl-C stops an answer.")
 
     def obey(self, line: str) -> None:
-        """Do what one line says. Raises UserError for a command that does not exist, and EOFError for /quit."""
+        """Carry out one line. Raises UserError for an unknown command and EOFError for /quit."""
         if not line.startswith("/"):
             self.stream(self.session.reply(line, self.passage))
             return
@@ -193,7 +193,7 @@ class _Terminal:
         if rest in ("+", "-"):
             self.session.thumb(answer, 1 if rest == "+" else -1)
         else:
-            # Only one digit becomes a number: int() raises for thousands of them.
+            # Convert single digits only: int() raises ValueError for thousands of digits.
             self.session.rate(answer, int(rest) if len(rest) == 1 and rest.isdecimal() else rest)  # type: ignore[arg-type]
         self.say("(thank you)")
 
@@ -214,7 +214,7 @@ class _Terminal:
 
     def do_compare(self, rest: str) -> None:
         if not rest:
-            raise UserError("what shall both answer? /compare QUESTION")
+            raise UserError("compare answers to what? type /compare QUESTION")
         with _ctrl_c(self.session.stop):
             self.session.compare(rest, self.passage)
         exchange = self.session.exchanges[-1]
@@ -230,7 +230,7 @@ class _Terminal:
 
 
 def chat(run: str | None = None, stage: str | None = None) -> None:
-    """The terminal chat of the command line. Raises UserError if there is no such model."""
+    """Chat in the terminal with the model of a run and stage. Raises UserError if there is no such model."""
     first = [(run, stage)]
 
     def open_session(run: str | None, stage: str | None) -> ChatSession:

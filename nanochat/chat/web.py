@@ -1,4 +1,4 @@
-"""The playground as a web page of its own: voila runs a notebook that has nothing in it but the playground."""
+"""The playground as a web page: Voilà serves a notebook that contains nothing else."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from ..config import UserError
 if TYPE_CHECKING:
     from tornado.routing import Rule
 
-# What shows widgets; other extensions that are installed are for JupyterLab.
+# These display widgets; other installed extensions are meant for JupyterLab.
 _EXTENSIONS = ["@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8"]
-HOST = "127.0.0.1"  # who may use this machine may use the page, and nobody else
-_NAMES = (HOST, "localhost", "[::1]")  # what this machine is called in a request of its own browser
-# Each visitor has a kernel, some 300 MB. One that nobody is connected to any more ends after so many seconds.
+HOST = "127.0.0.1"  # only users of this machine can open the page
+_NAMES = (HOST, "localhost", "[::1]")  # Host names in requests from this machine's own browsers
+# Seconds after which a kernel (about 300 MB for each visitor) without a connection is shut down
 _IDLE = 600
-# A page of voila's asks a server far away for icons that we do not use: with this no browser asks anybody but us.
+# Voilà's page loads icons, unused here, from a remote server; this policy makes browsers contact no server but this one.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: data:"
 
 
 def notebook(run: str | None, stage: str | None) -> str:
     """The JSON of a notebook that only shows the playground.
 
-    Not lesson 05: its visitors want the chat, and would wait until the whole lesson has run.
+    Not notebook 05, whose visitors would have to wait until the whole lesson has run.
     """
     source = f"from nanochat.widgets import playground\nplayground({run!r}, {stage!r})"
     cell = {"id": "playground", "cell_type": "code", "source": source, "metadata": {}, "outputs": []}
@@ -47,26 +47,26 @@ def notebook(run: str | None, stage: str | None) -> str:
 
 
 def free_port(port: int = 0) -> int:
-    """`port` if it is free, or for 0 any that is. Raises UserError if it is taken."""
+    """`port` if it is free, or any free port for 0. Raises UserError if it is taken."""
     with socket.socket() as probe:
-        if os.name == "posix":  # one that was used a moment ago is free, as it is for the server
+        if os.name == "posix":  # a port used a moment ago counts as free, as it does for the server
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
             raise UserError(
-                f"port {port} cannot be used ({error.strerror}); leave --port out to take a free one"
+                f"port {port} cannot be used ({error.strerror}); leave out --port to use a free one"
             ) from None
         return probe.getsockname()[1]
 
 
 def serve(run: str | None, stage: str | None, port: int = 0, say: Callable[[str], None] = print) -> None:
-    """Serve the playground on this machine until Ctrl-C. Raises UserError if voila or the model is missing."""
+    """Serve the playground on this machine until Ctrl-C. Raises UserError if Voilà or the model is missing."""
     if importlib.util.find_spec("voila") is None:
         raise UserError("the web page needs voila; install it with: pip install 'nanochat[app]'")
     checkpoint.find(run, stage)
     port = free_port(port)
-    # The kernels run in a temporary folder, and must find this project and this package all the same.
+    # The kernels run in a temporary folder but must find this project and this package.
     os.environ["NANOCHAT_HOME"] = str(paths.home())
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *_python_path()])
 
@@ -89,10 +89,10 @@ def serve(run: str | None, stage: str | None, port: int = 0, say: Callable[[str]
 
 
 def _refuse_other_names() -> Rule:
-    """A rule, to stand before all others, that answers 403 where the Host is not a name of this machine's loopback.
+    """A routing rule, to be placed first, that answers 403 unless the Host header names this machine's loopback.
 
-    Any website can let its own name point to 127.0.0.1, and a browser then takes our page for a part of that website,
-    whose scripts may read it. The name in the request gives it away, for pages and WebSockets alike.
+    This prevents DNS rebinding: a website can point its own domain to 127.0.0.1, so that browsers let its scripts read
+    this page. The Host header reveals it, for pages and WebSockets alike.
     """
     from tornado.httputil import HTTPServerRequest
     from tornado.routing import Matcher, Rule
@@ -101,7 +101,7 @@ def _refuse_other_names() -> Rule:
     class Refusal(ErrorHandler):
         def write_error(self, status_code: int, **details: Any) -> None:
             self.set_header("Content-Type", "text/plain; charset=utf-8")
-            self.finish(f"this page is for the machine it runs on only; open it there as http://{HOST}:PORT/\n")
+            self.finish(f"this page only serves the machine it runs on; open it there as http://{HOST}:PORT/\n")
 
     class OtherName(Matcher):
         def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:
@@ -119,7 +119,7 @@ def _options(port: int) -> dict[str, dict[str, Any]]:
         "ip": HOST, "port": port, "port_retries": 0, "open_browser": False, "log_level": "ERROR",
         "tornado_settings": {"headers": {"Content-Security-Policy": _POLICY}},
     }  # fmt: skip
-    # On Linux a kernel can listen on files of ours instead of on ports, which everybody on the machine could reach.
+    # On Linux kernels can listen on this user's files instead of on ports, which every user of the machine could reach.
     transport = "ipc" if sys.platform.startswith("linux") else "tcp"
     return {
         "Voila": voila,

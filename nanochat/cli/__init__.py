@@ -1,1 +1,1 @@
-"""The commands: what can be typed, and what each does."""
+"""The command line: the parser of its arguments, and what each command does."""

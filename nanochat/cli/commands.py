@@ -1,4 +1,4 @@
-"""What each command of the console script does. The arguments were checked by parser.py, which shows their errors."""
+"""The commands of the console script `nanochat`. parser.py has checked their arguments and reports their errors."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from ..data.corpus import CorpusData
     from ..trainer import StepReport, TrainSettings
 
-# Nothing heavy is imported before a command needs it: a wrong argument is answered at once.
+# Heavy modules are imported inside the commands that need them, so that a wrong argument is reported at once.
 
 
 def say(text: str) -> None:
-    """To people, not to programs that read what a command prints."""
+    """Print a message for people on stderr; stdout is for a command's results."""
     print(text, file=sys.stderr)
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks."""
+    """An error's message on one line."""
     return " ".join(str(error).split())
 
 
@@ -36,7 +36,7 @@ def one_line(error: BaseException) -> str:
 
 
 def prepare(args: argparse.Namespace) -> None:
-    """Turn a corpus, questions and answers, or both into files of tokens."""
+    """Tokenize a corpus, questions and answers, or both into token files."""
     from ..data import corpus as corpus_files
 
     profile: Profile = args.profile
@@ -47,7 +47,7 @@ def prepare(args: argparse.Namespace) -> None:
         data = _corpus_for_questions(args)
     else:
         if questions is not None:
-            _read_through(questions)  # before the corpus is written
+            _check_readable(questions)  # so that a bad file is reported before the corpus is written
         data = _prepared(corpus, args.tokenizer or profile.tokenizer, profile)
         print(
             f"{data.folder}: {data.meta['train']['tokens']:,} training and {data.meta['val']['tokens']:,} validation "
@@ -64,7 +64,10 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def _corpus_for_questions(args: argparse.Namespace) -> CorpusData:
-    """The corpus whose tokenizer is to encode the questions: the one prepared last, or that of a profile that is named."""
+    """The corpus whose tokenizer encodes the questions: that of --profile if given, otherwise the one prepared last.
+
+    Raises UserError if it has another tokenizer than --tokenizer asks for.
+    """
     from ..data import corpus as corpus_files
     from ..data import sources
 
@@ -72,11 +75,11 @@ def _corpus_for_questions(args: argparse.Namespace) -> CorpusData:
     data = last or corpus_files.load_corpus(paths.data_dir(sources.corpus_name(args.profile.corpus)))
     spec = data.meta["tokenizer_spec"]
     if args.tokenizer not in (None, spec):
-        raise UserError(f"the corpus {data.name} has tokenizer {spec}, not {args.tokenizer}; name the --corpus as well")
+        raise UserError(f"the corpus {data.name} has tokenizer {spec}, not {args.tokenizer}; give --corpus as well")
     return data
 
 
-def _read_through(questions: str) -> None:
+def _check_readable(questions: str) -> None:
     """Raise UserError if the questions cannot be read."""
     from ..data import questions as qa
     from ..data import sources
@@ -89,11 +92,11 @@ def _read_through(questions: str) -> None:
 def _prepared(corpus: str, tokenizer: str, profile: Profile) -> CorpusData:
     from ..data import corpus as corpus_files
 
-    return corpus_files.prepare_corpus(corpus, tokenizer, size=profile.size, progress=_show_share)
+    return corpus_files.prepare_corpus(corpus, tokenizer, size=profile.size, progress=_show_progress)
 
 
-def _show_share(done: int, total: int | None, text: str) -> None:
-    """How far a preparation or an evaluation is, on stderr, only where somebody watches."""
+def _show_progress(done: int, total: int | None, text: str) -> None:
+    """Show the progress of a preparation or an evaluation on stderr, if that is a terminal."""
     if sys.stderr.isatty():
         share = f"{done / total:4.0%} " if total else f"{done / 1e6:,.0f} MB "
         print(f"\r\x1b[2K{share}{text}", end="" if total is None or done < total else "\n", file=sys.stderr, flush=True)
@@ -111,10 +114,10 @@ def pretrain(args: argparse.Namespace) -> None:
     if args.resume:
         begun, meta = stages.begun(run, "base_model")
         settings = _settings_to_resume(args, begun, "base_model")
-        corpus, model = _corpus_of(run, meta, args), args.model or meta["model_name"]
+        corpus, model = _corpus_to_resume(run, meta, args), args.model or meta["model_name"]
     else:
-        settings = stages.settings_for(profile, "base_model", **_typed(args))
-        corpus, model = _corpus_to_read(args), args.model or profile.model
+        settings = stages.settings_for(profile, "base_model", **_given(args))
+        corpus, model = _corpus_to_train_on(args), args.model or profile.model
     reports = stages.pretrain(
         run, corpus, model=model, settings=settings, device=args.device, resume=args.resume, say=say
     )
@@ -122,7 +125,7 @@ def pretrain(args: argparse.Namespace) -> None:
 
 
 def finetune(args: argparse.Namespace) -> None:
-    """Teach a base model to answer."""
+    """Finetune a base model on questions and answers."""
     from .. import checkpoint
     from ..data import sources
     from ..train import stages
@@ -135,10 +138,10 @@ def finetune(args: argparse.Namespace) -> None:
         questions, size = args.qa or meta["qa"], meta["size"]
         if len({sources.corpus_name(spec, sources.QA_SETS) for spec in (questions, meta["qa"])}) > 1:
             raise UserError(
-                f"run {run!r} is being finetuned on {meta['qa']}, not {questions}; leave --qa or --resume out"
+                f"run {run!r} is being finetuned on {meta['qa']}, not {questions}; leave out --qa or --resume"
             )
     else:
-        settings = stages.settings_for(profile, "fine_tuned", **_typed(args))
+        settings = stages.settings_for(profile, "fine_tuned", **_given(args))
         questions, size = args.qa or profile.qa, profile.size
     reports = stages.finetune(
         run, questions, settings=settings, size=size, device=args.device, resume=args.resume, say=say
@@ -147,36 +150,36 @@ def finetune(args: argparse.Namespace) -> None:
 
 
 def restore(args: argparse.Namespace) -> None:
-    """Bring back what starting over set aside."""
+    """Restore the files that were set aside when a run was started over."""
     from ..train import runfiles
 
     runfiles.restore(args.run, args.kept, say)
 
 
-def _typed(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings of a training that were typed; None for the others."""
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The training settings from the command line; None for those not given."""
     return {name: getattr(args, name) for name in ("steps", "tokens", "minutes", "batch_size", "seed")}
 
 
 def _settings_to_resume(args: argparse.Namespace, begun: TrainSettings, stage: str) -> TrainSettings:
-    """The settings a training was begun with, but for what was typed: that is checked against them when it goes on.
+    """The settings a run began with, updated by those on the command line; the trainer checks which may differ.
 
-    Raises UserError for a budget that a training to be resumed cannot have.
+    Raises UserError for --tokens and --minutes, which cannot change on resume.
     """
     if args.tokens or args.minutes:
-        raise UserError("how long a run takes was decided when it began; to make it longer, resume with more --steps")
-    typed = {name: value for name, value in _typed(args).items() if value is not None}
+        raise UserError("the length of a run was set when it began; to make it longer, resume with more --steps")
+    given = {name: value for name, value in _given(args).items() if value is not None}
     if args.named_profile:
         from ..train import stages
 
         named = stages.settings_for(args.named_profile, stage)
         asked = {name: getattr(named, name) for name in ("batch_size", "lr_scale", "decay_from", "optimizer")}
-        typed = asked | typed
-    return dataclasses.replace(begun, **typed)
+        given = asked | given
+    return dataclasses.replace(begun, **given)
 
 
-def _corpus_of(run: str, before: dict[str, Any], args: argparse.Namespace) -> CorpusData:
-    """The corpus that a run to be resumed was begun with; raises UserError if another one is asked for."""
+def _corpus_to_resume(run: str, before: dict[str, Any], args: argparse.Namespace) -> CorpusData:
+    """The corpus that a run to be resumed began with; raises UserError if the command line asks for another."""
     from ..data import corpus as corpus_files
     from ..data import sources
 
@@ -184,16 +187,14 @@ def _corpus_of(run: str, before: dict[str, Any], args: argparse.Namespace) -> Co
     asked = {"corpus": args.corpus and sources.corpus_name(args.corpus), "tokenizer": args.tokenizer}
     for what, there in (("corpus", data.name), ("tokenizer", data.meta["tokenizer_spec"])):
         if asked[what] not in (None, there):
-            raise UserError(
-                f"run {run!r} was begun with {what} {there}, not {asked[what]}; leave --{what} or --resume out"
-            )
+            raise UserError(f"run {run!r} began with {what} {there}, not {asked[what]}; leave out --{what} or --resume")
     return data
 
 
-def _corpus_to_read(args: argparse.Namespace) -> CorpusData:
-    """The corpus that is named, else that of a profile that is named, else the one prepared last, else the default's.
+def _corpus_to_train_on(args: argparse.Namespace) -> CorpusData:
+    """The corpus of --corpus, otherwise of --profile, otherwise the one prepared last, otherwise the default profile's.
 
-    With the tokenizer it has, if any, unless one is named, by itself or by its profile.
+    It keeps the tokenizer it was prepared with, unless --tokenizer or --profile choose one.
     """
     from ..data import corpus as corpus_files
     from ..data import sources
@@ -201,7 +202,7 @@ def _corpus_to_read(args: argparse.Namespace) -> CorpusData:
     corpus, tokenizer = args.corpus, args.tokenizer
     if corpus is None and not args.named_profile and (last := corpus_files.last_prepared()) is not None:
         if tokenizer in (None, last.meta["tokenizer_spec"]):
-            say(f"pretraining on {last.name}, prepared last; --corpus chooses another")
+            say(f"pretraining on {last.name}, the corpus prepared last; --corpus chooses another")
             return last
         corpus = last.meta["corpus"]
     corpus = corpus or args.profile.corpus
@@ -214,30 +215,30 @@ def _corpus_to_read(args: argparse.Namespace) -> CorpusData:
 def _follow(args: argparse.Namespace, run: str, stage: str, reports: Iterator[StepReport]) -> None:
     from ..train import progress
 
-    begun = args.resume
+    started = args.resume
 
-    def noted() -> Iterator[StepReport]:
-        nonlocal begun
+    def watched() -> Iterator[StepReport]:
+        nonlocal started
         try:
             for report in reports:
-                begun = True
+                started = True
                 yield report
         finally:
             progress.leave(reports)
 
     try:
-        seen = progress.follow(noted())
+        seen = progress.follow(watched())
     except KeyboardInterrupt:
-        if begun:  # a training that was only being tried out has left nothing, but an earlier one may have
-            say(f"what was trained is saved; go on with: {_resuming(args, run)}")
+        if started:  # interrupted during the speed estimate, a new run has saved nothing yet
+            say(f"progress is saved; continue with: {_resume_command(args, run)}")
         raise
     if seen:
         took = progress.duration(seen[-1].elapsed_s)
         say(f"{args.command} of {run!r} took {took}; the model is {paths.checkpoint_path(run, stage)}")
 
 
-def _resuming(args: argparse.Namespace, run: str) -> str:
-    """The command that goes on where this one was interrupted."""
+def _resume_command(args: argparse.Namespace, run: str) -> str:
+    """The command that continues the training that was interrupted."""
     words = ["nanochat", *args.words]
     if args.run is None:
         words += ["--run", run]
@@ -250,15 +251,16 @@ def _resuming(args: argparse.Namespace, run: str) -> str:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Print the report card of a model."""
+    """Print the report card of a model, and write it as JSON if asked to."""
     from ..evaluation import card as report_cards
+    from ..evaluation import card_text
 
     limit = args.limit or args.profile.eval_questions
-    card = report_cards.report_card(args.run, stage=args.stage, limit_per_split=limit, progress=_show_share)
+    card = report_cards.report_card(args.run, stage=args.stage, limit_per_split=limit, progress=_show_progress)
     if args.json:
         with paths.atomic_write(args.json, "w") as file:
             json.dump(card, file, indent=1)
-    print(report_cards.format_card(card))
+    print(card_text.plain(report_cards.format_card(card)))
 
 
 def ask(args: argparse.Namespace) -> None:
@@ -268,7 +270,7 @@ def ask(args: argparse.Namespace) -> None:
 
     question = qa.ask(args.question, context=args.context)
     loaded = loading.load(args.run, args.stage)
-    _announce_cropping(qa.render_prompt(question, loaded.tokenizer), loaded)
+    _warn_if_cropped(qa.render_prompt(question, loaded.tokenizer), loaded)
     sampling = {"temperature": args.temperature, "seed": args.seed}
     print(loading.answer(loaded, [question], max_new_tokens=args.tokens, **sampling)[0])
 
@@ -277,12 +279,12 @@ def sample(args: argparse.Namespace) -> None:
     """Print a text and the model's continuation."""
     from .. import checkpoint, generate, loading
 
-    # the model in the box has no base model before it
+    # the bundled model comes without its base model
     stage = args.stage or (None if checkpoint.in_box(checkpoint.find(args.run)) else "base_model")
     loaded = loading.load(args.run, stage)
     tokenizer = loaded.tokenizer
     prompt = [tokenizer.eot, *tokenizer.encode(args.prompt)]
-    _announce_cropping(prompt, loaded)
+    _warn_if_cropped(prompt, loaded)
     ids = generate.generate(
         loaded.model, [prompt], max_new_tokens=args.tokens, temperature=args.temperature,
         top_k=args.top_k, seed=args.seed, stop={tokenizer.eot},
@@ -290,21 +292,21 @@ def sample(args: argparse.Namespace) -> None:
     print(args.prompt + tokenizer.decode(ids))
 
 
-def _announce_cropping(prompt: Sequence[int], loaded: Any) -> None:
+def _warn_if_cropped(prompt: Sequence[int], loaded: Any) -> None:
     room = loaded.model.config.block_size
     if len(prompt) > room:
-        say(f"these are {len(prompt)} tokens, more than the model can read: only the last {room} are read")
+        say(f"the prompt has {len(prompt)} tokens, more than the context holds: the model reads only the last {room}")
 
 
 def chat(args: argparse.Namespace) -> None:
-    """Talk in the terminal, or on a page of its own in the browser."""
+    """Chat in the terminal, or serve the playground as a web page."""
     if args.web:
         from ..chat import web
 
         web.serve(args.run, args.stage, args.port or 0, say)
         return
     if args.port:
-        raise UserError("--port is the port of the web page; add --web")
+        raise UserError("--port applies to the web page only; add --web")
     from ..chat import terminal
 
     terminal.chat(args.run, args.stage)
@@ -314,7 +316,7 @@ def chat(args: argparse.Namespace) -> None:
 
 
 def course(args: argparse.Namespace) -> int:
-    """Run the notebooks; returns the exit status."""
+    """Run the notebooks; returns the exit status: 1 if a notebook failed."""
     from ..course import run as course
 
     try:
@@ -329,7 +331,7 @@ def course(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Print results beside targets."""
+    """Run the benchmarks and print their results next to the targets."""
     from ..bench import suite, table
 
     results = suite.run(args.only, say)
@@ -340,13 +342,13 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def lab(args: argparse.Namespace) -> None:
-    """Become JupyterLab."""
+    """Replace this process by JupyterLab. Raises UserError outside a checkout."""
     notebooks = paths.home() / "notebooks"
     if not notebooks.is_dir():
         raise UserError(f"there is no folder {notebooks}; run this in a checkout of nanochat")
-    import jupyterlab  # noqa: F401 (what is missing is said before this process becomes another)
+    import jupyterlab  # noqa: F401 (so that a missing package is reported before this process is replaced)
 
-    # Kernels run in that folder, and must find this project all the same.
+    # Kernels run in the notebooks folder but must find this project.
     os.environ["NANOCHAT_HOME"] = str(paths.home())
     command = [sys.executable, "-m", "jupyterlab", "--LabApp.news_url=None", str(notebooks)]
     os.execv(sys.executable, command)

@@ -1,1 +1,1 @@
-"""Running every notebook, the report of a run, and the notebooks that are committed."""
+"""Running all notebooks, the report of a run, and the committed form of the notebooks."""

@@ -1,7 +1,7 @@
-"""The committed notebooks: executed once in a reference run, then made the same for everybody.
+"""The committed form of the notebooks: executed once in a reference run, then normalized.
 
-Normalised: readable cell ids that follow the headings, kernelspec `python3`, no widget state, no times, no papermill
-traces, no machine paths, execution counts 1…n.
+Normalized means: readable cell ids derived from the headings, kernelspec `python3`, no widget state, no timestamps, no
+papermill metadata, no paths of this machine, and execution counts 1…n.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ def _slug(text: str) -> str:
 
 
 def _ids(cells: list[NotebookNode]) -> list[str]:
-    """An id for each cell: the heading it stands under, its kind, and a number within that."""
+    """An id for each cell: the heading above it, "text" or "code", and a number within these two."""
     heading, counts, ids = "start", {}, []
     for cell in cells:
-        code = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)  # its comments are no headings
+        code = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)  # comments in code blocks are not headings
         headings = re.findall(r"^#{1,4} +(.+)$", code.sub("", cell.source), re.MULTILINE)
         if cell.cell_type == "markdown" and headings:
             heading = _slug(headings[0])
-        kind = {"markdown": "text"}.get(cell.cell_type, cell.cell_type)
-        counts[heading, kind] = counts.get((heading, kind), 0) + 1
-        ids.append(f"{heading}-{kind}-{counts[heading, kind]}")
+        label = {"markdown": "text"}.get(cell.cell_type, cell.cell_type)
+        counts[heading, label] = counts.get((heading, label), 0) + 1
+        ids.append(f"{heading}-{label}-{counts[heading, label]}")
     return ids
 
 
 def _machine_paths() -> list[tuple[re.Pattern[str], str]]:
-    """This machine's folders and what is said instead, the deeper ones first."""
+    """Patterns of this machine's folders with their replacements, longer paths first."""
     folders = {str(paths.home()): "nanochat", sys.prefix: "python", sys.base_prefix: "python", str(Path.home()): "~"}
     named = [
         (re.compile(rf"(?<![\w.]){re.escape(folder)}(?![\w-]|\.\w)"), name)
@@ -50,10 +50,10 @@ def _machine_paths() -> list[tuple[re.Pattern[str], str]]:
 
 
 def _clean_text(value: Any) -> Any:
-    """Strings without this machine's folders, however deep they lie; pictures stay as they are."""
+    """`value` with this machine's folders replaced in all its strings, at any depth; images are left alone."""
     if isinstance(value, str):
         before = None
-        while value != before:  # what is left may join to such a folder again
+        while value != before:  # a replacement may leave another such folder
             before = value
             for folder, name in _machine_paths():
                 value = folder.sub(name, value)
@@ -65,8 +65,8 @@ def _clean_text(value: Any) -> Any:
     return value
 
 
-def normalise(notebook: NotebookNode) -> NotebookNode:
-    """The notebook as it is committed; the argument is left alone."""
+def normalize(notebook: NotebookNode) -> NotebookNode:
+    """The normalized notebook, as it is committed; the argument is not changed."""
     result = nbformat.v4.new_notebook(metadata={"kernelspec": KERNELSPEC, "language_info": {"name": "python"}})
     result.nbformat_minor = 5
     kept = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", ())]
@@ -92,24 +92,24 @@ def _outputs(cell: NotebookNode, count: int) -> list[dict[str, Any]]:
     for output in cell.get("outputs", ()):
         clean = _clean_text(dict(output))
         if "data" in clean:
-            # a widget's view without its state shows nothing (and some viewers refuse the file): what stands in for it
-            # stays; a widget with nothing but its name in Python to stand in for it goes
-            data = {kind: value for kind, value in clean["data"].items() if "widget" not in kind}
+            # A widget view without its state shows nothing, and some viewers refuse the file: keep its other forms, and
+            # drop the output if the only other form is its Python repr.
+            data = {mime: value for mime, value in clean["data"].items() if "widget" not in mime}
             if len(data) < len(clean["data"]) and data.keys() <= {"text/plain"}:
                 continue
-            metadata = {kind: value for kind, value in clean.get("metadata", {}).items() if kind in data}
+            metadata = {mime: value for mime, value in clean.get("metadata", {}).items() if mime in data}
             clean |= {"data": data, "metadata": metadata}
         if clean["output_type"] == "execute_result":
             clean["execution_count"] = count
         if outputs and clean["output_type"] == "stream" and clean["name"] == outputs[-1].get("name"):
-            outputs[-1]["text"] += clean["text"]  # where a stream is cut depends on the clock
+            outputs[-1]["text"] += clean["text"]  # where a stream is split depends on timing
             continue
         outputs.append(clean)
     return outputs
 
 
 def commit(executed: Path, committed: Path) -> None:
-    """Write the normalised form of an executed notebook over the committed one."""
+    """Overwrite the committed notebook with the normalized form of an executed one."""
     notebook = nbformat.read(executed, as_version=4)
     with paths.atomic_write(committed, "w") as file:
-        file.write(nbformat.writes(normalise(notebook)) + "\n")
+        file.write(nbformat.writes(normalize(notebook)) + "\n")

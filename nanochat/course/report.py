@@ -1,4 +1,4 @@
-"""out/<run>/report.md and report.json: what a run of the course made, in figures and pictures."""
+"""The report of a run, out/<run>/report.md and report.json: its machine, times, models, report cards and curves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..train.progress import duration
 
 
 def save_card(run: str, stage: str, card: dict[str, Any]) -> Path:
-    """Keep a report card for the report; returns its path."""
+    """Save a report card, to be included in the report; returns its path."""
     path = paths.card_path(run, stage)
     with paths.atomic_write(path, "w") as file:
         json.dump(card, file, indent=1)
@@ -30,7 +30,7 @@ def save_card(run: str, stage: str, card: dict[str, Any]) -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """What this run was measured on."""
+    """The machine and software that the run was measured on."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -49,7 +49,7 @@ def _training(run: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def _model(run: str, stage: str, records: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What is known about the model of a stage and its training; None if there is no such model."""
+    """The metadata of a stage's model with figures of its training; None if there is no such model."""
     path = paths.checkpoint_path(run, stage)
     try:
         meta = checkpoint.read_meta(path)
@@ -68,7 +68,7 @@ def _model(run: str, stage: str, records: list[dict[str, Any]]) -> dict[str, Any
 
 
 def collect(chosen: Profile, executed: list[dict[str, Any]], failure: str | None = None) -> dict[str, Any]:
-    """Everything report.json holds. `executed` are the notebooks that ran: notebook, seconds and peak_mb of each."""
+    """The content of report.json. `executed` lists the notebooks that ran, each with notebook, seconds and peak_mb."""
     training = _training(chosen.run)
     models = {stage: _model(chosen.run, stage, training.get(stage, [])) for stage in paths.STAGES}
     return {
@@ -86,7 +86,7 @@ def collect(chosen: Profile, executed: list[dict[str, Any]], failure: str | None
 
 
 def _cards(run: str, models: dict[str, dict[str, Any] | None]) -> dict[str, dict[str, Any]]:
-    """The report cards of the models that are there; one of a model that was since trained anew is left out."""
+    """The report cards of the existing models, except those of a model that has been trained again since."""
     cards = {}
     for stage, model in models.items():
         path = paths.card_path(run, stage)
@@ -98,7 +98,7 @@ def _cards(run: str, models: dict[str, dict[str, Any] | None]) -> dict[str, dict
 
 
 def _pictures(run: str) -> list[tuple[str, str]]:
-    """Draw every stage's curves into out/<run>/figures/: (file name, sentence) of each."""
+    """Draw the training curves of every stage into out/<run>/figures/; returns (file name, description) of each."""
     drawn = []
     for stage, records in _training(run).items():
         for draw in (plots.losses, plots.learning_rate, plots.speed, plots.memory):
@@ -155,7 +155,7 @@ def _models(models: dict[str, dict[str, Any]]) -> list[str]:
         lines.append(f"| {' | '.join(cells)} |")
     for model in models.values():
         if model["orphaned"]:
-            lines += ["", f"**Not of this run any more:** {model['orphaned']}."]
+            lines += ["", f"**No longer part of this run:** {model['orphaned']}."]
     return lines
 
 
@@ -166,7 +166,7 @@ def _shown(value: Any, show: Callable[[Any], str]) -> str:
 def write(chosen: Profile, executed: list[dict[str, Any]], failure: str | None = None) -> Path:
     """Write report.json, report.md and the figures of a run; returns the path of report.md.
 
-    A run need not be complete: what is missing is left out, and `failure` says why.
+    The run may be incomplete: what is missing is left out, and `failure` says why.
     """
     content = collect(chosen, executed, failure)
     folder = paths.run_dir(chosen.run)

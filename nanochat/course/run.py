@@ -1,4 +1,4 @@
-"""The whole course as one run: every notebook through papermill, in order, into out/<run>/, with a report at the end."""
+"""Run the whole course: execute the notebooks in order with papermill into out/<run>/, then write a report."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from ..train.progress import duration
 from . import report
 from .committed import commit
 
-CELL_TIMEOUT_S = 4 * 3600  # an unexplained hang must end some time; the longest cell of the long profile takes an hour
+CELL_TIMEOUT_S = 4 * 3600  # ends a hang; the longest cell of the long profile takes an hour
 
 
 class CourseError(RuntimeError):
-    """A notebook failed; the message says which cell, why, and where to look."""
+    """A notebook failed; the message names the cell, the reason and the output file."""
 
 
 @dataclass(frozen=True)
 class Executed:
-    """One notebook that ran: how long it took and the most memory its processes held at a time."""
+    """A notebook that ran, with its duration in seconds and the peak memory of its processes in MB."""
 
     notebook: str
     seconds: float
@@ -60,33 +60,33 @@ def notebooks(only: str | None = None) -> list[Path]:
 
 
 def _declared(notebook: Path) -> dict[str, str]:
-    """The notebook's parameters: name → type as written beside it."""
+    """The notebook's parameters: name → the type annotated there, as text."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = papermill.inspect_notebook(str(notebook))
     return {name: entry["inferred_type_name"] for name, entry in found.items()}
 
 
-_KINDS: dict[str, type] = {"int": int, "float": float, "str": str}
+_TYPES: dict[str, type] = {"int": int, "float": float, "str": str}
 
 
-def _typed(name: str, text: str, kind: str) -> Any:
-    """`text` from the command line as what the notebook declares, so that a run named 007 stays 007."""
-    if kind == "bool":
+def _typed(name: str, text: str, type_name: str) -> Any:
+    """`text` from the command line as the type that the notebook declares, so that a run named 007 stays 007."""
+    if type_name == "bool":
         if text.lower() not in ("true", "false"):
-            raise UserError(f"parameter {name} is true or false, not {text!r}")
+            raise UserError(f"parameter {name} must be true or false, not {text!r}")
         return text.lower() == "true"
     try:
-        return _KINDS.get(kind, str)(text)
+        return _TYPES.get(type_name, str)(text)
     except ValueError:
-        raise UserError(f"parameter {name} must be of type {kind}, not {text!r}") from None
+        raise UserError(f"parameter {name} must be of type {type_name}, not {text!r}") from None
 
 
 def plan(chosen: list[Path], parameters: Mapping[str, str]) -> list[tuple[Path, dict[str, Any]]]:
-    """Each notebook with those of the parameters that it declares, as its types.
+    """Each notebook with the parameters that it declares, converted to their types.
 
-    Raises UserError for a parameter that none of them has (papermill alone would only warn) or a value of a wrong type.
-    `profile` and `run` say where the report goes as well, so they need not be declared.
+    Raises UserError for a parameter that no notebook declares (papermill would only warn) or a value of the wrong type.
+    `profile` and `run` need not be declared, since they also determine the folder of the report.
     """
     declared = {path: _declared(path) for path in chosen}
     known = sorted({name for names in declared.values() for name in names})
@@ -94,15 +94,15 @@ def plan(chosen: list[Path], parameters: Mapping[str, str]) -> list[tuple[Path, 
         if name not in (*known, "profile", "run"):
             raise unknown("parameter", name, known)
     return [
-        (path, {name: _typed(name, parameters[name], kind) for name, kind in names.items() if name in parameters})
+        (path, {name: _typed(name, parameters[name], typed) for name, typed in names.items() if name in parameters})
         for path, names in declared.items()
     ]
 
 
 def _check(given: Mapping[str, str]) -> dict[str, str]:
-    """The parameters, with files as absolute paths since notebooks run in their own folder.
+    """The parameters with files as absolute paths, since notebooks run in another folder.
 
-    Raises UserError for what a notebook would refuse, before any of them has run for minutes.
+    Raises UserError for values that a notebook would refuse, before any notebook has run.
     """
     checks: dict[str, Callable[[str], Any]] = {
         "corpus": sources.corpus_name,
@@ -123,8 +123,8 @@ def _check(given: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def _watched(show: Callable[[float, float], None]) -> Iterator[list[float]]:
-    """Watch the processes started by this one; the list's only entry is the largest sum of their memory so far, in MB.
+def _measured(show: Callable[[float, float], None]) -> Iterator[list[float]]:
+    """Measure the memory of all child processes; the only entry of the list yielded is the peak of their sum, in MB.
 
     `show(seconds, megabytes)` is called about twice a second.
     """
@@ -136,7 +136,7 @@ def _watched(show: Callable[[float, float], None]) -> Iterator[list[float]]:
             total = 0.0
             with suppress(psutil.Error):
                 for child in me.children(recursive=True):
-                    with suppress(psutil.Error):  # it ended while we looked
+                    with suppress(psutil.Error):  # it ended meanwhile
                         total += child.memory_info().rss / 1e6
             peak[0] = max(peak[0], total)
             show(time.perf_counter() - started, total)
@@ -151,8 +151,8 @@ def _watched(show: Callable[[float, float], None]) -> Iterator[list[float]]:
 
 
 @contextmanager
-def _home_handed_down() -> Iterator[None]:
-    """Let the processes started meanwhile have our project folder, although they run in another one."""
+def _project_home_exported() -> Iterator[None]:
+    """Pass the project folder on to child processes through NANOCHAT_HOME, since they run in another folder."""
     before = os.environ.get("NANOCHAT_HOME")
     os.environ["NANOCHAT_HOME"] = str(paths.home())
     try:
@@ -164,7 +164,7 @@ def _home_handed_down() -> Iterator[None]:
 
 
 def _failed_cell(output: Path) -> str:
-    """Number and first line of the code cell that was begun last; cells that never ran have no start."""
+    """Number and first line of the code cell started last: papermill records a start time for each."""
     began, number = "", 0
     for cell in nbformat.read(output, as_version=4).cells:
         number += cell.cell_type == "code"
@@ -179,22 +179,22 @@ def execute(
     parameters: dict[str, Any],
     show: Callable[[float, float], None] = lambda seconds, mb: None,
 ) -> Executed:
-    """Run one notebook into `output`, which is written cell by cell. Raises CourseError where a cell fails."""
+    """Run one notebook; its executed form is written to `output` cell by cell. Raises CourseError if a cell fails."""
     output.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     started = time.perf_counter()
-    with _home_handed_down(), _watched(show) as peak, warnings.catch_warnings():
+    with _project_home_exported(), _measured(show) as peak, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             papermill.execute_notebook(
                 str(notebook), str(output), parameters=parameters, kernel_name="python3", progress_bar=False,
                 cwd=str(notebook.parent), execution_timeout=CELL_TIMEOUT_S,
-                extra_arguments=["--log-level=50"],  # newer kernels tell at each start that TCP is not encrypted
+                extra_arguments=["--log-level=50"],  # newer kernels warn at each start that TCP is not encrypted
             )  # fmt: skip
         except PapermillExecutionError as error:
             reason = f"{error.ename}: {error.evalue}"
         except DeadKernelError:
-            reason = "its process died; perhaps the memory did not suffice (take a smaller model or batch)"
+            reason = "its process died, perhaps for lack of memory (use a smaller model or batch)"
         except CellTimeoutError:
             reason = f"it took longer than {duration(CELL_TIMEOUT_S)}"
         else:
@@ -202,15 +202,15 @@ def execute(
     raise CourseError(f"{notebook.name}, {_failed_cell(output)}: {reason}; everything up to there is in {output}")
 
 
-class _Ticker:
-    """The line on stderr that says which notebook runs, for how long, and how far its training is."""
+class _StatusLine:
+    """The status line on stderr: the notebook running, its time and memory, and the progress of its training."""
 
     def __init__(self, text: str, run: str) -> None:
         self.text, self.run = text, run
         print(f"{text} …", end="", file=sys.stderr, flush=True)
 
     def __call__(self, seconds: float, mb: float) -> None:
-        if not sys.stderr.isatty() or int(2 * seconds) % 4:  # every other second, where somebody watches
+        if not sys.stderr.isatty() or int(2 * seconds) % 4:  # every two seconds, on a terminal only
             return
         path = paths.metrics_path(self.run)
         training = path.is_file() and time.time() - path.stat().st_mtime < 5
@@ -234,13 +234,13 @@ def run(
 ) -> Path:
     """Run the course and write out/<run>/report.md; returns the report's path.
 
-    Raises UserError for wrong parameters before anything runs, CourseError when a notebook fails (the notebooks after it
-    are not run; the report of what did run is written all the same). With `reference` the executed notebooks, normalised,
-    replace those in notebooks/; they must then have been run as they are.
+    Raises UserError for wrong parameters before anything runs, and CourseError if a notebook fails; the notebooks after
+    it are then not run, but the report is still written. With `reference`, the executed notebooks are normalized and
+    replace those in notebooks/; this requires the default profile and no parameters.
     """
     given = _check({"profile": profile, **({"run": run} if run else {}), **(parameters or {})})
     if reference and given != {"profile": "default"}:
-        raise UserError("a reference run takes the notebooks as they are; leave --profile, --run and -p out")
+        raise UserError("a reference run takes the notebooks as they are; leave out --profile, --run and -p")
     chosen = config.choose(given["profile"], run=given.get("run", ""), model=given.get("model", ""))
     steps = plan(notebooks(only), given)
     folder = paths.run_dir(chosen.run)
@@ -248,7 +248,7 @@ def run(
     failure = None
     try:
         for number, (notebook, values) in enumerate(steps, 1):
-            line = _Ticker(f"[{number}/{len(steps)}] {notebook.stem}", chosen.run)
+            line = _StatusLine(f"[{number}/{len(steps)}] {notebook.stem}", chosen.run)
             try:
                 done.append(execute(notebook, folder / "notebooks" / notebook.name, values, line))
             except (CourseError, KeyboardInterrupt) as error:

@@ -1,1 +1,1 @@
-"""How good a model is: scoring, baselines, and the report card with its text."""
+"""Evaluation of models: scoring, baselines, and the report card."""

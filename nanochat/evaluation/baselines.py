@@ -1,4 +1,4 @@
-"""What a model must beat: counting tokens, and answering without understanding."""
+"""Baselines that a model must beat: n-gram predictions for text; majority and nearest-neighbor answers for questions."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ if TYPE_CHECKING:
     from ..data.questions import QAData
     from ..tokenizer import Tokenizer
 
-MAX_TOKENS = 5_000_000  # counted at most; sorting their pairs takes some 150 MB
-MAX_PAIRS = 50_000  # training questions that are looked through at most
+MAX_TOKENS = 5_000_000  # at most this many training tokens are counted; sorting their pairs takes about 150 MB
+MAX_PAIRS = 50_000  # at most this many training questions are searched
 _PIECES = 100
 
 
 def ngram_bits_per_byte(train: np.ndarray, x: np.ndarray, y: np.ndarray, byte_lengths: np.ndarray) -> dict[str, float]:
-    """Bits per byte of predicting each token of y (N, T) without a network, from the token x (N, T) before it
-    at most.
+    """Bits per byte of n-gram models that predict each token of y (N, T) from at most the token x (N, T) before it.
 
-    `uniform`: every token of the vocabulary is equally likely. `unigram`: as often as in `train`, all counts
-    one higher (Laplace). `bigram`: as often as after the token before, interpolated with the unigram by
-    Witten and Bell's weights (1991): (c(x, y) + t(x) p(y)) / (c(x) + t(x)), where t(x) counts the different
-    tokens seen after x. `train` (M,) are token ids, `byte_lengths` (V,) the bytes that each token stands for.
+    `uniform`: all tokens of the vocabulary are equally likely. `unigram`: frequencies in `train`, with add-one (Laplace)
+    smoothing. `bigram`: frequencies after the token before, interpolated with the unigram by Witten-Bell smoothing
+    (Witten and Bell 1991): (c(x, y) + t(x) p(y)) / (c(x) + t(x)), where t(x) counts the distinct tokens seen after x.
+    `train` (M,) holds token ids, `byte_lengths` (V,) the number of bytes of each token.
     """
     vocab = len(byte_lengths)
     pieces = _sample(train)
@@ -36,14 +35,14 @@ def ngram_bits_per_byte(train: np.ndarray, x: np.ndarray, y: np.ndarray, byte_le
     pairs, pair_counts = np.unique(pieces[:, :-1] * vocab + pieces[:, 1:], return_counts=True)
     first = pairs // vocab
     total = np.bincount(first, weights=pair_counts, minlength=vocab)  # c(x)
-    kinds = np.bincount(first, minlength=vocab)  # t(x)
+    distinct = np.bincount(first, minlength=vocab)  # t(x)
 
     x, y = x.ravel().astype(np.int64), y.ravel().astype(np.int64)
     wanted = x * vocab + y
     at = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
     seen = np.where(pairs[at] == wanted, pair_counts[at], 0)
-    known = kinds[x] > 0  # after a token never followed by anything only the unigram is left
-    weight = np.where(known, kinds[x], 1)
+    known = distinct[x] > 0  # the unigram alone predicts after a token that nothing ever followed
+    weight = np.where(known, distinct[x], 1)
     bigram = (seen + weight * unigram[y]) / (total[x] + weight)
 
     n_bytes = max(int(byte_lengths[y].sum()), 1)
@@ -56,7 +55,7 @@ def ngram_bits_per_byte(train: np.ndarray, x: np.ndarray, y: np.ndarray, byte_le
 
 
 def _sample(tokens: np.ndarray) -> np.ndarray:
-    """(pieces, tokens in each) int64: all, or MAX_TOKENS in pieces taken evenly from the whole."""
+    """(pieces, tokens per piece) int64: all tokens, or MAX_TOKENS of them in evenly spaced pieces."""
     if len(tokens) <= MAX_TOKENS:
         return np.asarray(tokens, dtype=np.int64)[None]
     width = MAX_TOKENS // _PIECES
@@ -65,9 +64,7 @@ def _sample(tokens: np.ndarray) -> np.ndarray:
 
 
 def training_pairs(data: QAData, tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """(last question, its answer) of the training conversations; of more than MAX_PAIRS, so many taken
-    evenly.
-    """
+    """(last question, its answer) of each training conversation; of more than MAX_PAIRS, an evenly spaced sample."""
     stream, pairs = data.train, []
     n = min(len(stream), MAX_PAIRS)
     for i in np.arange(n) * len(stream) // n:
@@ -79,17 +76,15 @@ def training_pairs(data: QAData, tokenizer: Tokenizer) -> list[tuple[str, str]]:
 
 
 def majority_baseline(pairs: Sequence[tuple[str, str]]) -> str:
-    """The most common answer of the training pairs; of several, the one seen first. Somebody who always says
-    this is right that often.
-    """
+    """The most common answer of the training pairs (of several, the first): the majority-class baseline."""
     return Counter(answer for _, answer in pairs).most_common(1)[0][0]
 
 
 def nearest_baseline(pairs: Sequence[tuple[str, str]], questions: Sequence[str]) -> list[str]:
-    """To each question the answer of the most similar training question: a search engine without a model.
+    """For each question, the answer to the most similar training question: retrieval without a model.
 
-    Similar is a large cosine between the sets of words, where a word weighs log((n + 1) / questions that have
-    it) (Sparck Jones 1972). Among equals, and where no word is known, the first training question answers.
+    Similarity is the cosine between sets of words weighted by inverse document frequency, log((n + 1) / df) (Sparck
+    Jones 1972). Ties, and questions without a known word, take the first training question.
     """
     index: dict[str, list[int]] = {}
     bags = [set(words(question)) for question, _ in pairs]

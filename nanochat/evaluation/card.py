@@ -1,7 +1,7 @@
-"""What a model can do, in numbers: bits per byte, answers to held-out questions, and the report card.
+"""The report card of a model: bits per byte of held-out text, and scores of its answers to held-out questions.
 
-Questions that were held out (see `corpus.prepare_qa`) are asked as a user would, greedily, and scored by `scoring`;
-`baselines` says what the numbers are worth.
+The held-out questions (see `corpus.prepare_qa`) are asked through the chat template with greedy sampling, and scored by
+`scoring`. `baselines` gives the numbers to compare with.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ __all__ = [
     "FIVE_QUESTIONS", "bits_per_byte", "compare_cards", "five_questions", "format_card", "report_card", "score",
 ]  # fmt: skip
 
-Progress = Callable[[int, int, str], None]  # done, total, of what
+Progress = Callable[[int, int, str], None]  # done, total, what is counted
 
-BATCH = 64  # questions asked at a time
+BATCH = 64  # questions per batch
 WINDOWS = 128  # windows of validation text for bits per byte
-SAMPLES = 6  # right and wrong answers shown
-TEXT_TOKENS = 160  # of each text that is written to see how the model writes
+SAMPLES = 6  # right answers shown, and as many wrong ones
+TEXT_TOKENS = 160  # maximum length of each sampled text
 TEMPERATURE = 0.7
 HEROES = ("a fox", "a dog", "a cat", "a girl", "a boy", "a mouse", "a bear", "a bird", "a rabbit", "a king")
 
-# The questions that the NanoChatGPT2 project asks after finetuning, with what must be in the answer. Who is president
-# changes with time: nobody who learned from a fixed text can know it.
+# The questions that the NanoChatGPT2 project asks after finetuning, each with strings of which the answer must contain
+# one. The president changes with time, so a model trained on a fixed text should refuse.
 FIVE_QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("What is the capital of France?", ("Paris",)),
     ("How many planets are in our solar system?", ("eight", "8")),
@@ -54,14 +54,14 @@ FIVE_QUESTIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("What is the speed of light?", ("299,792,458", "299 792 458", "299,792", "299 792", "300,000", "300 000")),
     ("Who is the president of the United States?", (IDK,)),
 )
-_LONGEST_ANSWER = 20  # words: whoever says more than that to one of the five names everything
+_LONGEST_ANSWER = 20  # words; a longer answer to one of the five may just list everything
 
 
 @torch.inference_mode()
 def bits_per_byte(model: GPT, tokens: np.ndarray, tokenizer: Tokenizer, block_size: int, windows: int | None) -> float:
-    """How many bits the model needs for a byte of text, on `windows` windows spread over `tokens` (all of them: None).
+    """Bits per byte of text on `windows` windows spread evenly over `tokens` (None: all of them).
 
-    Unlike the loss per token this can be compared between tokenizers. Always the same windows.
+    Unlike the loss per token, it is comparable between tokenizers. The windows are always the same.
     """
     x, y = corpus_files.val_windows(tokens, block_size, windows)
     batches = ((x[at : at + 16], y[at : at + 16]) for at in range(0, len(x), 16))
@@ -71,23 +71,23 @@ def bits_per_byte(model: GPT, tokens: np.ndarray, tokenizer: Tokenizer, block_si
 def score(
     loaded: checkpoint.Checkpoint, conversations: Sequence[Conversation], *, progress: Progress | None = None
 ) -> list[Scored]:
-    """Ask the last question of each conversation, greedily, and score the answers, in the order of `conversations`.
+    """Answer the last question of each conversation greedily and score the answers, in the order of `conversations`.
 
-    Earlier turns stand as they are written; only the last answer is the model's. It may be twice as long as the longest
-    accepted one (and 32 tokens at least) before it counts as not `stopped`.
+    Earlier turns are given; the model writes only the last answer. It may take about twice the tokens of the longest
+    accepted answer, and at least 32, before it counts as not `stopped`.
     """
     tokenizer = loaded.tokenizer
     prompts = [qa.render_prompt(conv, tokenizer) for conv in conversations]
-    rooms = [_room(conv, tokenizer) for conv in conversations]
-    # neighbours need about as many tokens and are about as long: little padding, and nobody waits for a story
-    order = sorted(range(len(prompts)), key=lambda i: (rooms[i], len(prompts[i]), i))
+    limits = [_token_limit(conv, tokenizer) for conv in conversations]
+    # batch together what has the same token limit and a similar length: little padding, and no waiting for long answers
+    order = sorted(range(len(prompts)), key=lambda i: (limits[i], len(prompts[i]), i))
     predictions: dict[int, list[int]] = {}
-    for room, group in itertools.groupby(order, key=rooms.__getitem__):
+    for limit, group in itertools.groupby(order, key=limits.__getitem__):
         members = list(group)
         for at in range(0, len(members), BATCH):
             batch = members[at : at + BATCH]
             ids = generate(
-                loaded.model, [prompts[i] for i in batch], max_new_tokens=room, stop={tokenizer.end, tokenizer.eot}
+                loaded.model, [prompts[i] for i in batch], max_new_tokens=limit, stop={tokenizer.end, tokenizer.eot}
             )
             predictions.update(zip(batch, ids, strict=True))
             if progress:
@@ -96,7 +96,7 @@ def score(
     for i, conv in enumerate(conversations):
         prediction = tokenizer.decode(predictions[i]).strip()
         right, overlap = scoring.exact_match(prediction, conv.answers), scoring.f1(prediction, conv.answers)
-        stopped = len(predictions[i]) < rooms[i]
+        stopped = len(predictions[i]) < limits[i]
         scored.append(
             Scored(
                 conv.skill, conv.split, conv.question, prediction, conv.answers, right, overlap, stopped, conv.context
@@ -105,22 +105,22 @@ def score(
     return scored
 
 
-def _room(conv: Conversation, tokenizer: Tokenizer) -> int:
-    """How many tokens an answer may have: a power of two, so that questions fall into few groups."""
+def _token_limit(conv: Conversation, tokenizer: Tokenizer) -> int:
+    """The token limit of an answer: a power of two, so that questions fall into few groups."""
     longest = max((len(tokenizer.encode(answer)) for answer in conv.answers), default=0)
     return max(32, 1 << (2 * longest - 1).bit_length())
 
 
 def five_questions(loaded: checkpoint.Checkpoint) -> list[dict[str, Any]]:
-    """FIVE_QUESTIONS with the model's answers, and whether what was asked for is in them, word for word."""
+    """FIVE_QUESTIONS with the model's answers, and whether each contains what it must, word for word."""
     predictions = loading.answer(loaded, [qa.ask(question) for question, _ in FIVE_QUESTIONS])
     return [
-        {"question": question, "answer": prediction, "right": _says(prediction, wanted)}
+        {"question": question, "answer": prediction, "right": _contains(prediction, wanted)}
         for (question, wanted), prediction in zip(FIVE_QUESTIONS, predictions, strict=True)
     ]
 
 
-def _says(prediction: str, wanted: tuple[str, ...]) -> bool:
+def _contains(prediction: str, wanted: tuple[str, ...]) -> bool:
     if IDK in wanted:
         return bool(prediction) and scoring.is_refusal(prediction)
     said = scoring.normalize(prediction)
@@ -140,11 +140,11 @@ def report_card(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Everything measured about a model, as plain values for JSON; `format_card` makes it readable.
+    """Everything measured about a model, as JSON-compatible values; `format_card` turns it into markdown.
 
-    At most `limit_per_split` held-out questions of each skill and split are asked, chosen by `seed`. What cannot be
-    measured, because data is not there or was made anew since training, is None, and `notes` says why. The same model,
-    data and arguments give the same card. Raises UserError if there is no such model.
+    At most `limit_per_split` held-out questions of each skill and split are asked, sampled with `seed`. What cannot be
+    measured, because data is missing or was prepared again since training, is None, and `notes` says why. The same
+    model, data and arguments give the same card. Raises UserError if there is no such model.
     """
     loaded = loading.load(run, stage, device)
     notes: list[str] = []
@@ -179,7 +179,7 @@ def report_card(
 
 
 def _corpus(loaded: checkpoint.Checkpoint, notes: list[str]) -> CorpusData | None:
-    """The corpus that the model was pretrained on, if it is still there."""
+    """The corpus that the model was pretrained on, if it still exists; otherwise None, with the reason in `notes`."""
     name = loaded.meta["corpus"]
     try:
         corpus = corpus_files.load_corpus(paths.data_dir(name))
@@ -188,18 +188,20 @@ def _corpus(loaded: checkpoint.Checkpoint, notes: list[str]) -> CorpusData | Non
         return None
     mine, theirs = loaded.tokenizer.fingerprint, corpus.tokenizer.fingerprint
     if mine != theirs:
-        notes.append(f"No bits per byte: the model reads with tokenizer {mine}, data/{name} is now made with {theirs}.")
+        notes.append(
+            f"No bits per byte: the model reads with tokenizer {mine}, data/{name} is now prepared with {theirs}."
+        )
         return None
     trained_on, there = loaded.meta.get("data_fingerprint"), corpus.meta["source_fingerprint"]
     if loaded.meta["stage"] == "base_model" and trained_on not in (None, there):
         notes.append(
-            f"data/{name} ({there}) was made anew since training ({trained_on}): bits per byte may be flattered."
+            f"data/{name} ({there}) was prepared again since training ({trained_on}): bits per byte may be too low."
         )
     return corpus
 
 
 def _questions(loaded: checkpoint.Checkpoint, notes: list[str]) -> QAData | None:
-    """The set with the held-out questions: what the run was finetuned on, else the one prepared last."""
+    """The questions that the run was finetuned on, otherwise those prepared last; None if there are none."""
     meta = loaded.meta
     tuned = paths.checkpoint_path(meta["run"], "fine_tuned")
     if "qa" not in meta and tuned.is_file():
@@ -221,14 +223,14 @@ def _questions(loaded: checkpoint.Checkpoint, notes: list[str]) -> QAData | None
         return None
     if data.meta["source_fingerprint"] != trained_on:
         notes.append(
-            f"The questions of {meta['qa']} ({data.meta['source_fingerprint']}) are others than when the model was "
-            f"trained ({trained_on}): it may have been trained on some that count as held out."
+            f"The questions of {meta['qa']} ({data.meta['source_fingerprint']}) differ from those the model was "
+            f"trained on ({trained_on}): it may have been trained on some that now count as held out."
         )
     return data
 
 
 def _prepared(tokenizer: Tokenizer) -> dict[str, Path]:
-    """Fingerprint of the source → folder of each prepared set of questions, the newest first; damaged ones are left out."""
+    """Source fingerprint → folder of each prepared question set, newest first; damaged ones are left out."""
     files = [file.with_name("meta.json") for file in (paths.home() / "data").glob("*/qa_val.jsonl")]
     found = {}
     for _, file in sorted((-file.stat().st_mtime_ns, file) for file in files if file.is_file()):
@@ -240,7 +242,7 @@ def _prepared(tokenizer: Tokenizer) -> dict[str, Path]:
 
 
 def _choose(conversations: Sequence[Conversation], limit: int | None, seed: int) -> list[Conversation]:
-    """At most `limit` of each split and skill, in their order."""
+    """A random sample of at most `limit` conversations of each split and skill, in their original order."""
     groups: dict[tuple[str, str], list[int]] = {}
     for i, conv in enumerate(conversations):
         groups.setdefault((conv.split, conv.skill), []).append(i)
@@ -250,7 +252,7 @@ def _choose(conversations: Sequence[Conversation], limit: int | None, seed: int)
 
 
 def _bits(loaded: checkpoint.Checkpoint, corpus: CorpusData) -> dict[str, float]:
-    """Bits per byte of the model and of the baselines, on the same tokens."""
+    """Bits per byte of the model and of the n-gram baselines on the same tokens."""
     block_size, tokenizer = loaded.model.config.block_size, loaded.tokenizer
     windows = corpus_files.val_windows(corpus.val, block_size, WINDOWS)
     counted = baselines.ngram_bits_per_byte(corpus.train, *windows, tokenizer.byte_lengths())
@@ -258,7 +260,7 @@ def _bits(loaded: checkpoint.Checkpoint, corpus: CorpusData) -> dict[str, float]
 
 
 def _writing(loaded: checkpoint.Checkpoint, stories: bool, training: Iterable[str], seed: int) -> dict[str, Any]:
-    """Measures of some sampled texts: stories if these were taught, else what comes after <|endoftext|>."""
+    """Measures of sampled texts: stories if the training has any, otherwise what the model writes after <|endoftext|>."""
     tokenizer = loaded.tokenizer
     prompts = [[tokenizer.eot]] * len(HEROES)
     if stories:
@@ -277,18 +279,18 @@ def _writing(loaded: checkpoint.Checkpoint, stories: bool, training: Iterable[st
 
 
 def _training_text(corpus: CorpusData | None, tokenizer: Tokenizer) -> Iterator[str]:
-    """The texts between special tokens, of at most MAX_TOKENS tokens of training text."""
+    """The texts between special tokens in at most MAX_TOKENS tokens of the training split."""
     if corpus is None:
         return
     tokens = np.asarray(corpus.train[: baselines.MAX_TOKENS])
-    marks = np.flatnonzero(tokenizer.byte_lengths()[tokens] == 0)
-    for begin, end in itertools.pairwise([-1, *marks.tolist(), len(tokens)]):
+    specials = np.flatnonzero(tokenizer.byte_lengths()[tokens] == 0)
+    for begin, end in itertools.pairwise([-1, *specials.tolist(), len(tokens)]):
         if end - begin > 1:
             yield tokenizer.decode(tokens[begin + 1 : end].tolist())
 
 
 def _with_baselines(scored: list[Scored], pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The rows of `scoring.summary`, with what the two baselines reach in the columns majority_em and nearest_em."""
+    """The rows of `scoring.summary`, with the exact match of the two baselines in columns majority_em and nearest_em."""
     majority = [baselines.majority_baseline(pairs)] * len(scored)
     nearest = baselines.nearest_baseline(pairs, [item.question for item in scored])
     rows = scoring.summary(scored)

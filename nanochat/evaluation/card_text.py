@@ -1,7 +1,8 @@
-"""Report cards as text: one as a page of markdown, several side by side."""
+"""Report cards as markdown: one as a page, several side by side."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -19,23 +20,29 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-# JupyterLab looks for LaTeX in what markdown has become, where $ and \( with a backslash before them are found all the same,
-# but not when they are elements of their own.
+# JupyterLab looks for LaTeX in the rendered markdown, where it finds $ and \( even if they were escaped by a backslash,
+# but not if each is an element of its own.
 _MARKUP = str.maketrans(
     {
         "|": "\\|", "`": "\\`", "*": "\\*", "&": "&amp;", "<": "&lt;",
         "$": "<span>&#36;</span>", "\\": "<span>&#92;</span>",
     }
 )  # fmt: skip
+_ESCAPED = {escape: chr(code) for code, escape in _MARKUP.items()}
 
 
 def _cell(text: object) -> str:
-    """Text that stays inside one cell of a markdown table, and stays as it is."""
+    """Text escaped for one cell of a markdown table: it cannot leave the cell, and renders unchanged."""
     return " ".join(str(text).split()).translate(_MARKUP)
 
 
+def plain(markdown: str) -> str:
+    """Output of `format_card` or `compare_cards` for a terminal, which renders no markdown: the escapes undone."""
+    return re.sub("|".join(map(re.escape, _ESCAPED)), lambda found: _ESCAPED[found[0]], markdown)
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A markdown table; columns whose name ends in ":" are aligned to the right."""
+    """A markdown table; columns whose name ends in ":" are right-aligned."""
     rule = ["---:" if name.endswith(":") else "---" for name in head]
     lines = [[name.removesuffix(":") for name in head], rule, *[[_cell(cell) for cell in row] for row in rows]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -76,21 +83,20 @@ def format_card(card: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _writing(told: dict[str, Any]) -> str:
+def _writing(texts: dict[str, Any]) -> str:
     return (
-        f"{told['n']} texts ({told['asked']}) of {told['words']:.0f} words on average; "
-        f"{_percent(told['stop_rate'])} ended by themselves; {_percent(told['repetition'])} of their 4-word runs are "
-        f"repeated. The longest run that stands in the training text has {told['overlap_median']:.0f} words in the "
-        f"typical text, {told['overlap_longest']} at most, and is {_percent(told['copied'])} of a text. One of them:"
-        f"\n\n> {_cell(told['sample'])}"
+        f"{texts['n']} texts ({texts['asked']}) of {texts['words']:.0f} words on average; "
+        f"{_percent(texts['stop_rate'])} ended by themselves; {_percent(texts['repetition'])} of their 4-word runs are "
+        f"repeated. The longest run that stands in the training text has {texts['overlap_median']:.0f} words in the "
+        f"typical text, {texts['overlap_longest']} at most, and is {_percent(texts['copied'])} of a text. One of them:"
+        f"\n\n> {_cell(texts['sample'])}"
     )
 
 
 def _scores(rows: Sequence[dict[str, Any]]) -> str:
-    kinds = Counter(row["split"] for row in rows)
-    rows = [
-        row for row in rows if row["skill"] != "all" or kinds[row["split"]] > 2
-    ]  # the whole of one part is the part
+    per_split = Counter(row["split"] for row in rows)
+    # the row "all" of a split with a single skill would repeat that skill's row
+    rows = [row for row in rows if row["skill"] != "all" or per_split[row["split"]] > 2]
     head = ("split", "skill", "n:", "exact match:", "interval:", "F1:", "ended:", "refused rightly:", "wrongly:")
     return _table(
         (*head, "always:", "nearest:"),
@@ -119,9 +125,9 @@ def _asked(item: dict[str, Any]) -> str:
 
 
 def compare_cards(columns: dict[str, Sequence[dict[str, Any]]]) -> str:
-    """Exact match and bits per byte of several models side by side, as markdown: a column for each name.
+    """A markdown table of exact match and bits per byte of several models, with a column for each name.
 
-    A column may have the cards of several seeds: it then shows their mean, and the lowest and highest.
+    A column with the cards of several seeds shows their mean with the lowest and the highest value.
     """
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     for name, cards in columns.items():

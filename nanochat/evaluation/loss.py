@@ -1,4 +1,4 @@
-"""The loss of a model on held-out text or answers, in nats per token and in bits per byte."""
+"""The validation loss of a model in nats per token and in bits per byte."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from ..trainer import as_tensors
 
 
 def mean_loss(model: GPT, batches: Iterator[tuple[np.ndarray, ...]], tokenizer: Tokenizer) -> dict[str, float]:
-    """`val_loss` (nats per target token) and `val_bpb` (bits per byte of the targets' text) over batches (x, y[, docs])."""
+    """`val_loss` (nats per target token) and `val_bpb` (bits per byte of the targets' text) over batches.
+
+    Each batch is (x, y) or (x, y, docs), integers (B, T); targets of -1 do not count.
+    """
     device = next(model.parameters()).device
     lengths = tokenizer.byte_lengths()
     nats, count, n_bytes = 0.0, 0, 0

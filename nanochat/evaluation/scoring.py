@@ -1,7 +1,6 @@
-"""Scores of answers: SQuAD's exact match and F1, refusals, repetition, and what was copied from the training
-text.
+"""Scores of answers and texts: SQuAD's exact match and F1, refusals, repetition, and overlap with the training text.
 
-No model is needed here: everything takes texts.
+Everything here works on texts; no model is needed.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from typing import Any
 
 from ..data.conversation import IDK
 
-OPEN_SKILLS = ("stories",)  # countless right answers: neither exact match nor F1 means anything
+OPEN_SKILLS = ("stories",)  # open-ended: exact match and F1 mean nothing
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
 
 
 def normalize(text: str) -> str:
-    """Lower case, then without punctuation (ASCII), articles and needless blanks.
+    """Lower-cased text without ASCII punctuation, articles and redundant whitespace, as in SQuAD's own script (Rajpurkar
+    et al. 2016, section 6.1).
 
-    In this order, which matters: "a." becomes an article. Rajpurkar et al. 2016, section 6.1; as in SQuAD's
-    own script.
+    The order matters: without its period, "a." is an article.
     """
     text = text.lower().translate(_NO_PUNCTUATION)
     return " ".join(_ARTICLE.sub(" ", text).split())
@@ -37,33 +36,32 @@ _REFUSALS = {normalize(text) for text in (IDK, "I do not know.")}
 
 
 def is_refusal(text: str) -> bool:
-    """Whether this says that there is no answer: `IDK` in whatever spelling, or nothing at all."""
+    """Whether a text declines to answer: "I don't know" up to normalization, or no text at all."""
     return not text.strip() or normalize(text) in _REFUSALS
 
 
 def _comparable(text: str) -> str:
-    """Normalised, with a refusal as the empty text, which is what SQuAD 2.0 writes for "no answer"."""
+    """The normalized text, or "" for a refusal, as SQuAD 2.0 writes "no answer"."""
     normal = normalize(text)
     return "" if normal in _REFUSALS else normal
 
 
 def _accepted(answers: Iterable[str]) -> list[str]:
-    """What a prediction is compared with. As in SQuAD's script: answers that normalise to nothing do not
-    count, and a question without any answer is unanswerable.
+    """The answers to compare a prediction with, normalized. As in SQuAD's script, answers that normalize to nothing are
+    dropped, and a question without answers is unanswerable.
     """
     return [_comparable(answer) for answer in answers if normalize(answer)] or [""]
 
 
 def exact_match(prediction: str, answers: Iterable[str]) -> bool:
-    """Whether the prediction equals one of the accepted answers, after normalisation."""
+    """Whether the prediction equals one of the accepted answers after normalization."""
     return _comparable(prediction) in _accepted(answers)
 
 
 def f1(prediction: str, answers: Iterable[str]) -> float:
-    """Word overlap with the nearest accepted answer, 0 to 1: the harmonic mean of precision and recall.
+    """Word-level F1, 0 to 1, with the closest accepted answer: the harmonic mean of precision and recall.
 
-    Where either side is "no answer" there is no partial overlap: 1 if both are, else 0 (Rajpurkar et al.
-    2018).
+    If either side is "no answer", it is 1 if both are and 0 otherwise (Rajpurkar et al. 2018).
     """
     return max(_word_f1(_comparable(prediction).split(), answer.split()) for answer in _accepted(answers))
 
@@ -72,22 +70,21 @@ def _word_f1(prediction: list[str], answer: list[str]) -> float:
     if not prediction or not answer:
         return float(prediction == answer)
     same = sum((Counter(prediction) & Counter(answer)).values())
-    return (
-        2 * same / (len(prediction) + len(answer))
-    )  # = 2PR / (P + R) with P = same / |prediction|, R = same / |answer|
+    # = 2PR / (P + R) with P = same / |prediction| and R = same / |answer|
+    return 2 * same / (len(prediction) + len(answer))
 
 
 def wilson(right: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The 95 % interval of a share of `right` out of n > 0 (Wilson 1927): sensible at 0 and n too."""
+    """The Wilson score interval (Wilson 1927), 95 % by default, of `right` out of n > 0; also valid at 0 and n."""
     p = right / n
-    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+    center, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
     scale = 1 + z * z / n
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    return max(0.0, (center - spread) / scale), min(1.0, (center + spread) / scale)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One question with what was answered to it. `stopped`: the model ended its answer by itself."""
+    """One question with the model's answer and its scores. `stopped`: the model ended the answer by itself."""
 
     skill: str
     split: str
@@ -101,16 +98,16 @@ class Scored:
 
     @property
     def answerable(self) -> bool:
-        """Whether a refusal is wrong."""
+        """Whether the question has an answer, so that a refusal is wrong."""
         return bool(self.answers) and not any(is_refusal(answer) for answer in self.answers)
 
 
 def summary(scored: Sequence[Scored]) -> list[dict[str, Any]]:
-    """A row for each (skill, split), then one for each split with the skill "all"; shares between 0 and 1.
+    """A row for each (skill, split), then one for each split with the skill "all"; rates are between 0 and 1.
 
-    Columns: n, em with its 95 % interval (em_low, em_high), f1, stop_rate, unanswerable and answerable (how
-    many), refusal_rate (of the unanswerable) and false_refusal_rate (of the answerable); None where there is
-    nothing to count. The rows "all" leave out OPEN_SKILLS, whose rows have no em and f1.
+    Columns: n, em with its 95 % interval (em_low, em_high), f1, stop_rate, unanswerable and answerable (counts),
+    refusal_rate (of the unanswerable) and false_refusal_rate (of the answerable); None where nothing can be counted.
+    The rows "all" leave out OPEN_SKILLS, whose own rows have no em and f1.
     """
     groups: dict[tuple[str, str], list[Scored]] = {}
     for item in scored:
@@ -124,8 +121,8 @@ def summary(scored: Sequence[Scored]) -> list[dict[str, Any]]:
 def _row(items: list[Scored], skill: str) -> dict[str, Any]:
     n = len(items)
     right = sum(item.em for item in items)
-    asked = {kind: [item for item in items if item.answerable == kind] for kind in (True, False)}
-    refused = {kind: [is_refusal(item.prediction) for item in asked[kind]] for kind in asked}
+    asked = {answerable: [item for item in items if item.answerable == answerable] for answerable in (True, False)}
+    refused = {answerable: [is_refusal(item.prediction) for item in asked[answerable]] for answerable in asked}
     checkable = skill not in OPEN_SKILLS
     low, high = wilson(right, n) if checkable else (None, None)
     return {
@@ -151,17 +148,16 @@ def words(text: str) -> list[str]:
 
 
 def repetition(text: str, n: int = 4) -> float:
-    """The share of a text's n-grams of words that stood in it before; 0 for a text that never repeats itself."""
+    """The share of a text's word n-grams that repeat an earlier one; 0 for a text that never repeats itself."""
     text_words = words(text)
     grams = [tuple(text_words[i : i + n]) for i in range(len(text_words) - n + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def longest_overlaps(texts: Sequence[str], training: Iterable[str]) -> list[int]:
-    """For each text, how many words its longest run is that stands word for word in a piece of `training`.
+    """For each text, the length in words of its longest run that occurs verbatim in a piece of `training`.
 
-    A suffix automaton (Blumer et al. 1985) of `texts` reads the training text once, so that memory does not
-    grow with it. About 0.5 s for a million words.
+    A suffix automaton (Blumer et al. 1985) of `texts` reads the training text once, so memory does not grow with it.
     """
     split = [words(text) for text in texts]
     automaton = _SuffixAutomaton()
@@ -172,8 +168,8 @@ def longest_overlaps(texts: Sequence[str], training: Iterable[str]) -> list[int]
 
 
 class _SuffixAutomaton:
-    """States stand for all runs of words in the texts that were added; `length` is a state's longest run,
-    `link` leads to the state of its longest suffix that occurs in more places.
+    """A suffix automaton over words. Each state stands for the runs of words that end at the same places of the added
+    texts; `length` is that of its longest run, `link` the state of the longest suffix that also ends elsewhere.
     """
 
     def __init__(self) -> None:
@@ -188,7 +184,7 @@ class _SuffixAutomaton:
         return len(self.next) - 1
 
     def _clone(self, state: int, word: str) -> int:
-        """The target of `state` on `word`, cut off from longer runs if it stands for some that end elsewhere."""
+        """The successor of `state` on `word`, split off from longer runs if it stands for any."""
         target = self.next[state][word]
         if self.length[target] == self.length[state] + 1:
             return target
@@ -200,10 +196,10 @@ class _SuffixAutomaton:
         return clone
 
     def add(self, text: list[str]) -> None:
-        """Add all runs of one more text; no run goes on from one text into the next."""
+        """Add all runs of one more text; no run crosses from one text into the next."""
         last = 0
         for word in text:
-            if word in self.next[last]:  # an earlier text begins alike
+            if word in self.next[last]:  # an earlier text begins the same way
                 last = self._clone(last, word)
                 continue
             new = self._state(self.length[last] + 1, 0, {})
@@ -215,14 +211,14 @@ class _SuffixAutomaton:
                 self.link[new] = self._clone(state, word)
 
     def path(self, text: list[str]) -> Iterable[int]:
-        """The states that a text which was added goes through."""
+        """The states that an added text passes through."""
         state = 0
         for word in text:
             state = self.next[state][word]
             yield state
 
     def longest_matches(self, training: Iterable[str]) -> list[int]:
-        """For each state, the length of the longest of its suffixes that was read in `training`."""
+        """For each state, the length of its longest suffix that occurs in `training`."""
         longest = [0] * len(self.next)
         for piece in training:
             state = matched = 0
@@ -234,20 +230,20 @@ class _SuffixAutomaton:
                     state, matched = self.next[state][word], matched + 1
                     longest[state] = max(longest[state], matched)
         by_length = sorted(range(1, len(self.next)), key=self.length.__getitem__)
-        for state in reversed(by_length):  # a run that was read has all its suffixes read with it
+        for state in reversed(by_length):  # a run that occurs has suffixes that occur
             link = self.link[state]
             if longest[state]:
                 longest[link] = max(longest[link], self.length[link])
-        for state in by_length:  # where a state was not reached, its longest suffix that was counts
+        for state in by_length:  # an unreached state takes its longest suffix that was reached
             longest[state] = max(longest[state], longest[self.link[state]])
         return longest
 
 
 def text_measures(texts: Sequence[str], training: Iterable[str]) -> dict[str, float]:
-    """How freely and how variedly was written; means over `texts`, of which there must be some.
+    """Measures of repetition and of copying from the training text, over one or more `texts`.
 
-    n, words (length), repetition (share of repeated 4-grams), overlap_median and overlap_longest (in words, see
-    `longest_overlaps`), and copied (the share of a text that its longest run from the training text makes up).
+    n, words (mean length), repetition (mean share of repeated 4-grams), overlap_median and overlap_longest (in words,
+    see `longest_overlaps`), and copied (the mean share of a text taken up by its longest overlap).
     """
     lengths = [len(words(text)) for text in texts]
     overlaps = longest_overlaps(texts, training)

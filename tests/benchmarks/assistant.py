@@ -1,10 +1,10 @@
-"""How well the assistant of a profile answers: trained from several seeds, scored, one line of assistant.jsonl a run.
+"""How well the assistant of a profile answers: train it from several seeds and append the scores to assistant.jsonl.
 
     python tests/benchmarks/assistant.py --seeds 1 2 3                        the default profile, with its spread
     python tests/benchmarks/assistant.py --name "one head" --shape '{"n_head": 1}' --note "a test of the script"
-    python tests/benchmarks/assistant.py --table                              only print what is there
+    python tests/benchmarks/assistant.py --table                              only print the results so far
 
-Choose by the columns of the split "val" (more of the training kind); the held-out columns are there to be reported.
+Make decisions by the columns of the split "val" (like the training data); the other held-out splits are for reporting.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FALSE_REFUSALS = "false refusals"
 
 
 def train_and_score(profile: config.Profile, seed: int, shape: dict[str, Any]) -> dict[str, Any]:
-    """One whole run of the two training stages, in a folder of its own; what its report card says."""
+    """Train both stages in a separate folder; returns the figures of the report card."""
     data = corpus.prepare_corpus(profile.corpus, profile.tokenizer, size=profile.size)
     losses, seconds = {}, 0.0
     stage_reports = {
@@ -69,7 +69,7 @@ def train_and_score(profile: config.Profile, seed: int, shape: dict[str, Any]) -
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """One line for each name: the mean over its seeds, and the distance from the lowest to the highest."""
+    """One line per name: the mean over its seeds, and the range from lowest to highest."""
     names = list(dict.fromkeys(record["name"] for record in records))
     lines = ["| what | seeds | loss | " + " | ".join([*COLUMNS, FALSE_REFUSALS]) + " |"]
     lines.append("| --- | ---: | ---: |" + " ---: |" * (len(COLUMNS) + 1))

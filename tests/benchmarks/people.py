@@ -1,12 +1,12 @@
-"""How an assistant fares with questions that people put in words of their own (people.tsv).
+"""How well an assistant answers questions that people asked in their own words (people.tsv).
 
     python tests/benchmarks/people.py out/nano/nano_fine_tuned.pt nanochat/chat/box/box_fine_tuned.pt [--wrong]
 
-`core` and `full` were written by people who saw the tables of the almanac and none of its wordings, about the facts of the
-default size and about those that only the full one has (and a few relations that only it asks); `talk` and `read` by one who
-knew what such an assistant can do. Nothing was changed to answer them, so do not look at them. `seen` and `seen_read` were
-looked at while wordings were written, and flatter. Right is an answer in which one of the accepted texts begins a word:
-kinder than exact match.
+`core` and `full` were written by people who saw the fact tables of the almanac but none of its wordings: `core` about the
+facts of the default size, `full` about those (and a few relations) only in the full size. `talk` and `read` were written by
+someone who knew what such an assistant can do. They are a test set: never use them for tuning. `seen` and `seen_read` were
+consulted while wordings were written, so their scores are optimistic. An answer is right if it contains an accepted text at
+the beginning of a word, which is more lenient than exact match.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BATCH = 64  # questions answered at once
 
 
 def right(answer: str, accepted: str) -> bool:
-    """Whether one of the accepted texts ("five|5", "*" for anything) begins a word of the answer."""
+    """Whether the answer contains an accepted text ("five|5"; "*" accepts anything) at the beginning of a word."""
     return accepted == "*" or any(
         re.search(rf"(?<!\w){re.escape(each)}", answer, re.IGNORECASE) for each in accepted.split("|")
     )

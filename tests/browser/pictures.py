@@ -1,7 +1,7 @@
-"""Take the README's pictures anew: python tests/browser/pictures.py
+"""Regenerate the pictures in the README: python tests/browser/pictures.py
 
-The lessons' are outputs of the committed notebooks as JupyterLab shows them; nothing is run for them. playground.png is a
-chat with the assistant that `nanochat course` trained; without one it stays as it is.
+Those of the notebooks are committed outputs as JupyterLab displays them; no notebook is run. playground.png shows a chat
+with the assistant trained by `nanochat course`; without one it is left unchanged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHAT = ("Hello!", "What is the capital of Japan?", "who wrote 1984")
 
 
 def save(png: bytes, name: str, source: str = "") -> None:
-    """With 256 colours, a white margin so that it reads on a dark page too, and what it was taken from."""
+    """Save with 256 colors, a white margin so that it is readable on a dark page too, and the fingerprint of its source."""
     shot = Image.open(io.BytesIO(png)).convert("RGB")
     framed = Image.new("RGB", (shot.width + 32, shot.height + 32), "white")
     framed.paste(shot, (16, 16))
@@ -41,7 +41,7 @@ def save(png: bytes, name: str, source: str = "") -> None:
 
 
 def lesson(lab: Lab, page: Page, name: str) -> None:
-    """The output of one cell, alone in a notebook."""
+    """Take the picture of one cell's output, alone in a notebook."""
     notebook = shown(name)
     nbformat.write(notebook, lab.work / f"{name}.ipynb")
     page.goto(f"{lab.url}/doc/tree/{name}.ipynb?reset")

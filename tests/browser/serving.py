@@ -1,4 +1,4 @@
-"""What the browser tests share: the browser, and servers to look at."""
+"""Helpers for the browser tests: the browser, and servers to visit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def free_port() -> int:
 
 
 def answers(url: str) -> bool:
-    """Whether there is a server yet."""
+    """Whether the server answers yet."""
     try:
         with urllib.request.urlopen(url, timeout=10):
             return True

@@ -1,6 +1,6 @@
-"""The playground in a real JupyterLab, driven as a person would: by typing, clicking and pressing keys.
+"""The playground in a real JupyterLab, used like a person would: by typing, clicking and pressing keys.
 
-Set NANOCHAT_SCREENSHOTS to a folder to keep the pictures that are taken on the way.
+Set NANOCHAT_SCREENSHOTS to a folder to keep the screenshots taken along the way.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ root => [...root.querySelectorAll(
 
 
 class Lab:
-    """A JupyterLab of its own, with a project folder that has one tiny model."""
+    """A separate JupyterLab, with a project folder that has one tiny model."""
 
     def __init__(self, folder: Path):
         self.home, self.work, self.settings = folder / "home", folder / "work", folder / "settings"
@@ -140,7 +140,7 @@ def browser() -> Iterator[playwright_api.Browser]:
 
 @pytest.fixture
 def page(lab: Lab, browser: playwright_api.Browser) -> Iterator[playwright_api.Page]:
-    """A page with the notebook run from a fresh kernel."""
+    """A page with the notebook, run in a fresh kernel."""
     page = browser.new_page(viewport={"width": 1100, "height": 1000})
     page.set_default_timeout(WAIT)
     expect.set_options(timeout=WAIT)
@@ -187,7 +187,7 @@ def say(page: playwright_api.Page, text: str) -> None:
 
 
 def finished(page: playwright_api.Page, n: int) -> None:
-    """Wait until n answers have their buttons."""
+    """Wait until n answers have their feedback buttons."""
     expect(page.get_by_role("button", name="Helpful", exact=True)).to_have_count(n)
     expect(page.locator(".nc-writing")).to_have_count(0)
 

@@ -1,4 +1,4 @@
-"""`nanochat chat --web` in a real browser: the playground alone on a page, served by a real voila."""
+"""`nanochat chat --web` in a real browser: the playground alone on a page, served by a real Voilà."""
 
 from __future__ import annotations
 
