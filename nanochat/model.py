@@ -15,7 +15,9 @@ Shapes: B rows, T positions, C = n_embd, H heads of D = C / H, V = vocab_size.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -234,6 +236,9 @@ class GPT(nn.Module):
     Parameter names are those of the published GPT-2 (`wte`, `wpe`, `h.0.attn.c_attn`, …).
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
@@ -243,7 +248,8 @@ class GPT(nn.Module):
         if not modern:
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.h = cast("Sequence[Block]", blocks)  # torch does not say what a ModuleList is of
         self.ln_f: nn.Module = RMSNorm() if modern else nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if modern:
@@ -368,7 +374,7 @@ class GPT(nn.Module):
         6 for each weight of a matrix that is multiplied, and 12 * n_layer * C * T for attention. The head is multiplied
         for a share of the positions only where the others have no target (see head_loss)."""
         config = self.config
-        matrices = sum(p.numel() for p in self.h.parameters() if p.dim() == 2)
+        matrices = sum(p.numel() for block in self.h for p in block.parameters() if p.dim() == 2)
         matrices += round(head_share * self.lm_head.weight.numel())
         return 6 * matrices + 12 * config.n_layer * config.n_embd * config.block_size
 

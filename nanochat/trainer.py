@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -292,7 +292,10 @@ class _Training:
         model.train(was_training)
         _check_finite("validation loss", measured["val_loss"], report.step)
         improved = measured["val_loss"] < self.best
-        report = replace(report, **measured, best=improved, sample=sample, eval_s=time.perf_counter() - begin)
+        report = replace(
+            report, val_loss=measured["val_loss"], val_bpb=measured.get("val_bpb"), best=improved, sample=sample,
+            eval_s=time.perf_counter() - begin,
+        )  # fmt: skip
         if improved:
             self.best = measured["val_loss"]
             task.save_best(model, report)
@@ -333,7 +336,7 @@ def train(
     state: dict[str, Any] | None = None,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
-) -> Iterator[StepReport]:
+) -> Generator[StepReport, None, None]:
     """Train `model` (already on its device), yielding a report for step 0 (validation only) and after each step.
 
     Best weights (by validation loss) go through task.save_best, the whole state into task.state_path: at each validation,
