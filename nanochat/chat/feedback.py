@@ -238,7 +238,7 @@ def current(records: Iterable[Record]) -> list[Opinion]:
     for record in records:
         opinion = opinions.setdefault(record.about, Opinion(record))
         opinion.record = record
-        taken_back = {"thumb": ("rating",), "rating": ("thumb",)}.get(record.kind, ())
+        taken_back: tuple[str, ...] = {"thumb": ("rating",), "rating": ("thumb",)}.get(record.kind, ())
         if record.kind == "retract":
             taken_back = (record.text,) if record.text else KINDS[:-1]
         for kind in taken_back:
