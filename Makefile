@@ -38,9 +38,10 @@ test: lint ## lint, then every test
 test-fast: $(READY) ## the tests that take seconds
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not browser and not notebook"
 
-lint: $(READY) ## ruff: rules and format, notebooks included
+lint: $(READY) ## ruff: rules and format, notebooks included; mypy: the types of the package
 	@$(BIN)/ruff check --quiet --output-format concise .
 	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary
 
 notebooks: $(READY) ## regenerate the committed notebooks, outputs included, from one reference run
 	@$(BIN)/nanochat course --reference
