@@ -38,9 +38,10 @@ test: lint ## run the linter, then all tests
 test-fast: $(READY) ## run only the fast tests
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not browser and not notebook"
 
-lint: $(READY) ## check rules and format with ruff, including the notebooks
+lint: $(READY) ## check rules and format with ruff, notebooks included, and types with mypy
 	@$(BIN)/ruff check --quiet --output-format concise .
 	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary
 
 notebooks: $(READY) ## regenerate the committed notebooks with the outputs of a reference run
 	@$(BIN)/nanochat course --reference

@@ -202,7 +202,7 @@ def choose(profile: object = "default", *, run: object = "", model: object = "",
     Raises UserError for an unknown profile or model, or a run name that cannot be a folder.
     """
     typed = {"profile": profile, "run": run, "model": model, **choices}
-    given = {name: str(value) for name, value in typed.items() if value is not None and str(value)}
+    given: dict[str, Any] = {name: str(value) for name, value in typed.items() if value is not None and str(value)}
     if (name := given.pop("profile", "")) not in PROFILES:
         raise unknown("profile", name, PROFILES)
     base = PROFILES[name]

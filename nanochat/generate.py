@@ -7,6 +7,7 @@ generation goes on from there, so that the cost per token stays flat.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
 @torch.inference_mode()
 def _steps(
-    model: GPT, prompts: list[list[int]], max_new_tokens: int, sampling: dict, penalty: float, seed: int
+    model: GPT, prompts: list[list[int]], max_new_tokens: int, sampling: dict[str, Any], penalty: float, seed: int
 ) -> Iterator[Tensor]:
     """Yield the next token ids (B,), max_new_tokens times. Whoever reads decides when to stop."""
     check_sampling(**sampling, penalty=penalty)
@@ -82,7 +83,7 @@ def _steps(
     generator = torch.Generator(device=device).manual_seed(seed)
     rows = [prompt[-block_size:] for prompt in prompts]
     seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
-    cache, fresh = None, None
+    cache: Cache | None = None
     for _ in range(max_new_tokens):
         if cache is None or cache.length + 1 > block_size:
             # only rows that are full themselves slide, so that each gets what it would get without the others

@@ -14,7 +14,9 @@ Shapes: B rows (batch), T positions, C = n_embd, H heads of size D = C / H, V = 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -235,6 +237,9 @@ class GPT(nn.Module):
     Parameters have the names of the published GPT-2 (`wte`, `wpe`, `h.0.attn.c_attn`, …).
     """
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
@@ -244,7 +249,8 @@ class GPT(nn.Module):
         if not modern:
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.h = cast("Sequence[Block]", blocks)  # torch does not say what a ModuleList is of
         self.ln_f: nn.Module = RMSNorm() if modern else nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if modern:
@@ -376,7 +382,7 @@ class GPT(nn.Module):
         head computed (see head_loss).
         """
         config = self.config
-        matrices = sum(p.numel() for p in self.h.parameters() if p.dim() == 2)
+        matrices = sum(p.numel() for block in self.h for p in block.parameters() if p.dim() == 2)
         matrices += round(head_share * self.lm_head.weight.numel())
         return 6 * matrices + 12 * config.n_layer * config.n_embd * config.block_size
 

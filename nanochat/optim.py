@@ -82,7 +82,7 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override] # no closure is called
         """Update the parameters that have a gradient."""
         for group in self.param_groups:
             shapes: dict[tuple[int, ...], list[tuple[Tensor, Tensor, float]]] = defaultdict(list)
@@ -172,7 +172,7 @@ def make_optimizers(
     for name, p in model.named_parameters():
         if name.startswith("h.") and p.dim() == 2:
             if name.endswith("c_attn.weight"):
-                p.n_split = 3
+                p.n_split = 3  # type: ignore[attr-defined] # a mark of its own, for Muon
             matrices.append(p)
         else:
             others.append(p)

@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -349,7 +349,7 @@ def train(
     state: dict[str, Any] | None = None,
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
-) -> Iterator[StepReport]:
+) -> Generator[StepReport, None, None]:
     """Train `model` (already on its device), yielding a report for step 0 (validation only) and after each step.
 
     Best weights go through task.save_best, the whole state into task.state_path: at each validation,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 
@@ -49,8 +50,8 @@ def rows(device: torch.device, contexts: Sequence[int] = CONTEXTS, new: int = 32
         prompt = _prompt(context - new)
         seconds = interleave(
             {
-                "cached": lambda prompt=prompt: generate(model, [prompt], max_new_tokens=new),
-                "uncached": lambda prompt=prompt: uncached(model, prompt, new),
+                "cached": partial(generate, model, [prompt], max_new_tokens=new),
+                "uncached": partial(uncached, model, prompt, new),
             },
             rounds,
         )

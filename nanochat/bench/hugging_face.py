@@ -48,12 +48,13 @@ def elsewhere(shape: Shape, device: torch.device, dtype: torch.dtype) -> Iterato
         [sys.executable, "-m", "nanochat.bench.hugging_face", order], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         text=True, bufsize=1,
     ) as child:  # fmt: skip
-        assert child.stdin is not None and child.stdout is not None
+        stdin, stdout = child.stdin, child.stdout
+        assert stdin is not None and stdout is not None
 
         def run() -> None:
             with suppress(OSError):  # it has ended: then no answer comes either
-                child.stdin.write("step\n")
-            if child.stdout.readline() != "done\n":
+                stdin.write("step\n")
+            if stdout.readline() != "done\n":
                 raise UserError("Hugging Face's training step failed; what went wrong is said above")
 
         try:

@@ -46,7 +46,7 @@ class Row:
         """`met`, `missed by …`, what went wrong, or nothing where there is no target."""
         if self.problem:
             return self.problem
-        if self.met is None:
+        if self.target is None or self.result is None:
             return ""
         if self.met:
             return "met"

@@ -145,8 +145,8 @@ def _lines(what: str, seconds: float, changes: dict[str, Any]) -> Iterator[tuple
             [sys.executable, "-m", "nanochat.bench.shakespeare", what, str(seconds), json.dumps(changes)],
             stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
+        assert child.stdout is not None
         try:
-            assert child.stdout is not None
             for line in child.stdout:
                 yield time.perf_counter() - begin, json.loads(line)
             if child.wait():

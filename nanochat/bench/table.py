@@ -36,7 +36,7 @@ def _target(row: Row) -> str:
 def _result(row: Row) -> str:
     if row.result is None:
         return "-"
-    spread = "" if row.low is None else f" ({style.number(row.low)}-{style.number(row.high)})"
+    spread = "" if row.low is None or row.high is None else f" ({style.number(row.low)}-{style.number(row.high)})"
     return f"{style.number(row.result)} {row.unit}{spread}"
 
 
@@ -74,16 +74,16 @@ def figure(results: Results) -> Figure:
     ax = style.dress(
         drawn.add_subplot(), "Results against targets", "result / target (right of the line: met)", grid="x"
     )
-    shares = [row.share for row in rows]
+    shares = [row.share for row in rows if row.share]
     colours = [style.BLUE if row.met else style.ORANGE for row in rows]
     bars = ax.barh(range(len(rows)), [share - 1 for share in shares], left=1.0, height=0.7, color=colours)
     ax.set_xscale("log")
     ax.axvline(1.0, color=style.INK, linewidth=1.2)
     said = [f"{_result(row).split(' (')[0]}  ({_target(row)})" for row in rows]
-    for bar, row, text in zip(bars, rows, said, strict=True):
-        right = row.share >= 1
+    for bar, share, text in zip(bars, shares, said, strict=True):
+        right = share >= 1
         ax.annotate(
-            text, (row.share, bar.get_y() + bar.get_height() / 2), (4 if right else -4, 0), textcoords="offset points",
+            text, (share, bar.get_y() + bar.get_height() / 2), (4 if right else -4, 0), textcoords="offset points",
             ha="left" if right else "right", va="center", fontsize=8, color=style.INK,
         )  # fmt: skip
     ax.set_yticks(range(len(rows)), ["\n".join(textwrap.wrap(style.plain(row.name), 60)) for row in rows], fontsize=7)

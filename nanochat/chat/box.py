@@ -95,7 +95,8 @@ def main(argv: Sequence[str]) -> int:
         print('usage: python -m nanochat.chat.box RUN COMMAND, as in nano-long "nanochat course --profile long"')
         return 2
     try:
-        path = make(*argv, limit=config.profile("long").eval_questions)
+        run, command = argv
+        path = make(run, command, limit=config.profile("long").eval_questions)
     except UserError as error:
         print(f"nanochat: {error}", file=sys.stderr)
         return 2

@@ -241,7 +241,7 @@ def current(records: Iterable[Record]) -> list[Opinion]:
     for record in records:
         opinion = opinions.setdefault(record.about, Opinion(record))
         opinion.record = record
-        withdrawn = {"thumb": ("rating",), "rating": ("thumb",)}.get(record.kind, ())
+        withdrawn: tuple[str, ...] = {"thumb": ("rating",), "rating": ("thumb",)}.get(record.kind, ())
         if record.kind == "retract":
             withdrawn = (record.text,) if record.text else KINDS[:-1]
         for kind in withdrawn:

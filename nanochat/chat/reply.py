@@ -6,8 +6,9 @@ import codecs
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import torch
 
@@ -18,6 +19,15 @@ from ..data.conversation import Conversation, Turn
 from ..generate import check_sampling, stream
 from ..tokenizer import Tokenizer
 from .feedback import new_id
+
+
+class Sampling(TypedDict):
+    """The settings that `generate` takes."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    max_new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -40,10 +50,12 @@ class Settings:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**62:
             raise UserError(f"seed must be a whole number of at least 0 and below 2**62, not {self.seed!r}")
 
-    def sampling(self) -> dict[str, float | int | None]:
+    def sampling(self) -> Sampling:
         """The keyword arguments that `generate` takes."""
-        names = ("temperature", "top_k", "top_p", "max_new_tokens")
-        return {name: getattr(self, name) for name in names}
+        return {
+            "temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p,
+            "max_new_tokens": self.max_new_tokens,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -142,7 +154,7 @@ def write(
     seed: int,
     stop: threading.Event,
     done: Callable[[Answer], None],
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Sample one answer and yield its text in pieces of whole characters, until `stop` is set.
 
     `done` receives the answer when it ends or the iterator is closed, but not after an error.
@@ -177,7 +189,8 @@ def _pieces(
     prompt = questions.render_prompt(conversation, tok)
     # Past the context, generation would slide the window and lose the question; the answer ends there instead.
     room = max(1, loaded.model.config.block_size - len(prompt))
-    sampling = settings.sampling() | {"max_new_tokens": min(settings.max_new_tokens, room)}
+    sampling = settings.sampling()
+    sampling["max_new_tokens"] = min(settings.max_new_tokens, room)
     specials = {tok.eot, tok.context, tok.user, tok.assistant, tok.end}
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in stream(loaded.model, prompt, seed=seed, **sampling):

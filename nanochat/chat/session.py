@@ -301,7 +301,7 @@ class ChatSession:
             responses=tuple(answer.text for answer in answers),
             value=value,
             text=whole_text(text),
-            sampling=first.settings.sampling(),
+            sampling={**first.settings.sampling()},
             seeds=tuple(answer.seed for answer in answers),
             checkpoint=first.checkpoint,
             tokenizer=first.tokenizer,

@@ -74,7 +74,7 @@ def serve(run: str | None, stage: str | None, port: int = 0, say: Callable[[str]
     from traitlets.config import Config
     from voila.app import Voila
 
-    class Local(Voila):
+    class Local(Voila):  # type: ignore[misc] # voila says nothing of its types
         def init_handlers(self) -> list[Any]:
             return [_refuse_other_names(), *super().init_handlers()]
 

@@ -7,7 +7,7 @@ written; 130 interrupted, with the training saved and the command to continue it
 from __future__ import annotations
 
 import argparse
-import contextlib
+import io
 import math
 import os
 import sys
@@ -295,7 +295,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a model may generate characters that this terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):  # a model may generate characters that this terminal cannot show
             stream.reconfigure(errors="replace")
     words = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -26,7 +26,8 @@ def _slug(text: str) -> str:
 
 def _ids(cells: list[NotebookNode]) -> list[str]:
     """An id for each cell: the heading above it, "text" or "code", and a number within these two."""
-    heading, counts, ids = "start", {}, []
+    heading, ids = "start", []
+    counts: dict[tuple[str, str], int] = {}
     for cell in cells:
         code = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)  # comments in code blocks are not headings
         headings = re.findall(r"^#{1,4} +(.+)$", code.sub("", cell.source), re.MULTILINE)
@@ -44,7 +45,7 @@ def _machine_paths() -> list[tuple[re.Pattern[str], str]]:
     named = [
         (re.compile(rf"(?<![\w.]){re.escape(folder)}(?![\w-]|\.\w)"), name)
         for folder, name in sorted(folders.items(), key=lambda item: -len(item[0]))
-        if Path(folder) != Path(folder).root and len(folder) > 1
+        if Path(folder) != Path(Path(folder).anchor)  # a home may be the root folder
     ]
     return [(re.compile(r"[^\s\"']*ipykernel_\d+[/\\]\d+\.py"), "cell.py"), *named]
 

@@ -272,8 +272,8 @@ def _reported(pieces: Iterable[Piece], total: int | None, report: Progress) -> I
 
 def _tokenizer(spec: str, pieces: Iterator[Piece]) -> tuple[Tokenizer, Iterator[Piece]]:
     """The tokenizer that `spec` asks for, and the pieces, those from which it was learned included."""
-    kind, vocab_size = parse_spec(spec)
-    if kind == "gpt2":
+    _, vocab_size = parse_spec(spec)
+    if vocab_size is None:
         return gpt2(), pieces
     sample, n_chars = [], 0
     for piece in pieces:

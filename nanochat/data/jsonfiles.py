@@ -15,7 +15,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from ..config import UserError
 
@@ -52,7 +52,7 @@ def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
         with path.open("rb") as raw, gzip.open(raw) if is_packed(path) else raw as stream:
             if stream.read(3) != codecs.BOM_UTF8:
                 stream.seek(0)
-            yield stream, raw
+            yield cast("IO[bytes]", stream), raw
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {path} ({reason}); check the file, or get it again") from error

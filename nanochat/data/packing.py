@@ -31,11 +31,16 @@ SHELF = 64
 class Marks(Protocol):
     """The ids that structure a conversation. A `Tokenizer` has them, a `MarkIds` is only them."""
 
-    eot: int
-    context: int
-    user: int
-    assistant: int
-    end: int
+    @property
+    def eot(self) -> int: ...
+    @property
+    def context(self) -> int: ...
+    @property
+    def user(self) -> int: ...
+    @property
+    def assistant(self) -> int: ...
+    @property
+    def end(self) -> int: ...
 
 
 class MarkIds(NamedTuple):

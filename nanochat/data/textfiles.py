@@ -48,10 +48,10 @@ def read_pieces(path: Path, lines: int = 0) -> Iterator[Piece]:
             else:
                 file = io.TextIOWrapper(stream, encoding="utf-8")
                 parts = _groups(file, lines) if lines else _separated(_blocks(file))
-            for text, *place in _without_licence(parts):
+            for text, first, stripped in _without_licence(parts):
                 found = found or bool(text)
                 n_lines += text.count("\n")
-                yield Piece(text, *place, done=raw.tell())
+                yield Piece(text, first, stripped, raw.tell())
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 after line {n_lines}; convert it: iconv -f latin1 -t utf-8 IN > OUT"

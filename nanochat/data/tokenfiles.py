@@ -155,7 +155,6 @@ def _split(file: IO[bytes], dtype: np.dtype, tok: Tokenizer, total: Counts) -> t
                 nearest[kind] = min(nearest.get(kind, found), found)
         last, seen = ids[-1], Counts(int(documents[-1]), seen.tokens + len(ids), int(ends[-1]))
     for kind, tolerance in (("document", 0.05), ("line", 0.05), ("document", 0.4), ("line", 0.4), ("token", 1)):
-        distance, before = nearest.get(kind, (np.inf, None))
-        if distance <= tolerance:
-            return kind, before
+        if kind in nearest and nearest[kind][0] <= tolerance:
+            return kind, nearest[kind][1]
     return "none", Counts(0, 0, 0)

@@ -60,6 +60,7 @@ def format_card(card: dict[str, Any]) -> str:
         f"**{card['run']}, {card['stage']}.** {', '.join(about)}",
         *(f"> {note}" for note in card["notes"]),
     ]
+    rows: list[tuple[object, ...]]
     if card["bits_per_byte"]:
         rows = [(name, f"{bits:.3f}") for name, bits in card["bits_per_byte"].items()]
         parts += [f"### Predicting text of {card['corpus']['name']}", _table(("", "bits per byte:"), rows)]

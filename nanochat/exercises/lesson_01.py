@@ -84,7 +84,7 @@ def _windows(answer: Callable[[int, int], int]) -> str | None:
     ),
 )
 def _leak(answer: Callable[[Sequence[str], Sequence[str]], float]) -> str | None:
-    cases = (
+    cases: tuple[tuple[list[str], list[str]], ...] = (
         (["a", "b", "c"], ["d", "e"]),
         (["a", "b", "c"], ["c", "d"]),
         (["a", "a", "b"], ["a", "a", "b", "z"]),

@@ -63,7 +63,7 @@ def _work(answer: Callable[[int, int], tuple[int, int]]) -> str | None:
     ),
 )
 def _remembered(answer: Callable[[Sequence[int], int], int]) -> str | None:
-    cases = (
+    cases: tuple[tuple[list[int], int, int], ...] = (
         ([30, 40, 50], 100, 2), ([30, 40, 50], 120, 3), ([30, 40, 50], 90, 2), ([30, 40, 50], 49, 0),
         ([10, 200, 10], 100, 1), ([], 100, 0),
     )  # fmt: skip
@@ -83,7 +83,7 @@ def _remembered(answer: Callable[[Sequence[int], int], int]) -> str | None:
     ),
 )
 def _latest(answer: Callable[[Sequence[tuple[str, int]]], dict[str, int]]) -> str | None:
-    cases = (
+    cases: tuple[tuple[list[tuple[str, int]], dict[str, int]], ...] = (
         ([("a", 1), ("b", -1)], {"a": 1, "b": -1}),
         ([("a", 1), ("b", -1), ("a", -1)], {"a": -1, "b": -1}),
         ([("a", 1), ("a", 0)], {}),

@@ -65,18 +65,18 @@ def _from_zero(panels: list[tuple[str, Metrics, Axes]]) -> None:
     panels[0][2].set_ylim(bottom=0)
 
 
-def _panels(metrics: Metrics, ylabel: str) -> list[tuple[str, Metrics, Axes]]:
-    """One panel for each stage, side by side on one scale: (its name, its records, where to draw)."""
+def _panels(metrics: Metrics, ylabel: str) -> tuple[Figure, list[tuple[str, Metrics, Axes]]]:
+    """One panel for each stage, side by side on one scale: the figure, and (name, records, where to draw) of each."""
     stages = _by_stage(metrics)
     figure = style.new_figure(width=max(7.0, 4.0 * len(stages)))
     axes = figure.subplots(1, len(stages), sharey=True, squeeze=False)[0]
-    panels = []
+    panels: list[tuple[str, Metrics, Axes]] = []
     for ax, (stage, records) in zip(axes, stages.items(), strict=True):
         name = _STAGE_TITLES.get(stage, stage)
         style.dress(ax, name, "step", "" if panels else ylabel)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         panels.append((name, records, ax))
-    return panels
+    return figure, panels
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -95,7 +95,7 @@ def losses(metrics: Metrics) -> Plot:
         return style.empty("Loss", "nothing has been trained yet")
     in_bits = all(len(_column(records, "val_bpb")[0]) for records in _by_stage(metrics).values())
     unit = "bits per byte" if in_bits else "nats per token"
-    panels = _panels(metrics, f"loss, {unit}")
+    figure, panels = _panels(metrics, f"loss, {unit}")
     sentences = []
     for name, records, ax in panels:
         steps, values = _column(records, "loss")
@@ -119,14 +119,14 @@ def losses(metrics: Metrics) -> Plot:
         if parts:
             style.legend(ax)
         sentences.append(f"In {name}, {' and '.join(parts) or 'no loss was recorded'}.")
-    return panels[0][2].figure, " ".join(sentences)
+    return figure, " ".join(sentences)
 
 
 def learning_rate(metrics: Metrics) -> Plot:
     """The learning rate's factor over the steps of each stage."""
     if not metrics:
         return style.empty("Learning rate", "nothing has been trained yet")
-    panels = _panels(metrics, "learning rate, as a factor")
+    figure, panels = _panels(metrics, "learning rate, as a factor")
     sentences = []
     for name, records, ax in panels:
         steps, rates = _column([record for record in records if record["step"] > 0], "lr")
@@ -141,14 +141,14 @@ def learning_rate(metrics: Metrics) -> Plot:
             f"and is {style.number(rates[-1])} at step {steps[-1]:.0f}."
         )
     _from_zero(panels)
-    return panels[0][2].figure, " ".join(sentences)
+    return figure, " ".join(sentences)
 
 
 def memory(metrics: Metrics) -> Plot:
     """Memory of the process, and of the GPU where one is used, over the steps of each stage, in MB."""
     if not metrics:
         return style.empty("Memory", "nothing has been trained yet")
-    panels = _panels(metrics, "memory, MB")
+    figure, panels = _panels(metrics, "memory, MB")
     sentences = []
     for name, records, ax in panels:
         parts = []
@@ -162,14 +162,14 @@ def memory(metrics: Metrics) -> Plot:
             style.legend(ax)
         sentences.append(f"In {name}, {' and '.join(parts) or 'memory was not measured'}.")
     _from_zero(panels)
-    return panels[0][2].figure, " ".join(sentences)
+    return figure, " ".join(sentences)
 
 
 def speed(metrics: Metrics) -> Plot:
     """Tokens trained on in a second, over the steps of each stage."""
     if not metrics:
         return style.empty("Speed", "nothing has been trained yet")
-    panels = _panels(metrics, "tokens per second")
+    figure, panels = _panels(metrics, "tokens per second")
     sentences = []
     for name, records, ax in panels:
         steps, values = _column([record for record in records if record["step"] > 0], "tokens_per_s")
@@ -184,7 +184,7 @@ def speed(metrics: Metrics) -> Plot:
         used = f", {np.median(share):.0%} of what its matrix units can do" if share.any() else ""
         sentences.append(f"In {name} the machine trained on {middle:,.0f} tokens a second{used}.")
     _from_zero(panels)
-    return panels[0][2].figure, " ".join(sentences)
+    return figure, " ".join(sentences)
 
 
 # --- tokens, probabilities, scores, matrices ----------------------------------------------------------------
@@ -200,7 +200,7 @@ def histogram(values: Sequence[float] | np.ndarray, title: str, xlabel: str) -> 
     edges = np.arange(low - 0.5, high + 1) if whole else np.histogram_bin_edges(values, bins=30)
     figure = style.new_figure()
     ax = style.dress(figure.add_subplot(), title, xlabel, "how many")
-    counts, _, _ = ax.hist(values, edges, color=style.BLUE, edgecolor="white", linewidth=0.6)
+    counts, _, _ = ax.hist(values, edges.tolist(), color=style.BLUE, edgecolor="white", linewidth=0.6)
     middle = float(np.median(values))
     ax.axvline(middle, color=style.RED, linestyle="--", linewidth=1.2, label=f"median {style.number(middle)}")
     if whole:
@@ -249,7 +249,7 @@ def bars(
     ax = style.dress(figure.add_subplot(), title, xlabel, grid="x")
     places, thick = np.arange(len(labels), dtype=float), 0.8 / len(columns)
     for i, (name, column) in enumerate(columns.items()):
-        look = {
+        look: dict[str, Any] = {
             "color": style.SERIES[i % 5],
             "hatch": style.HATCHES[i % 5],
             "edgecolor": "white",
@@ -280,14 +280,18 @@ def lines(
     ylabel: str = "",
 ) -> Plot:
     """One line for each name, through its (x values, y values); few points are marked, a single one is a dot."""
-    series = {name: (np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in series.items() if len(x)}
-    if not series:
+    points = {name: (np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in series.items() if len(x)}
+    if not points:
         return style.empty(title, "there are no points")
     figure = style.new_figure()
     ax = style.dress(figure.add_subplot(), title, xlabel, ylabel)
     told = []
-    for i, (name, (x, y)) in enumerate(series.items()):
-        look = {"color": style.SERIES[i % 5], "linestyle": ("-", "--", ":", "-.", "-")[i % 5], "linewidth": 2}
+    for i, (name, (x, y)) in enumerate(points.items()):
+        look: dict[str, Any] = {
+            "color": style.SERIES[i % 5],
+            "linestyle": ("-", "--", ":", "-.", "-")[i % 5],
+            "linewidth": 2,
+        }
         ax.plot(x, y, marker="o" if len(x) <= 25 else "", markersize=5, label=style.plain(name), **look)
         first, last, low = (style.number(value) for value in (y[0], y[-1], y.min()))
         low_at = style.number(x[y.argmin()])
@@ -329,7 +333,8 @@ def heatmap(
         axis.set_ticks(range(0, len(labels), stride), style.tick_labels(labels[::stride], 16))
     upright = all(len(str(label)) <= 2 for label in xlabels)
     if not upright:  # each label ends at its column
-        ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), rotation=60, ha="right", rotation_mode="anchor")
+        named = [label.get_text() for label in ax.get_xticklabels()]
+        ax.set_xticks(ax.get_xticks(), named, rotation=60, ha="right", rotation_mode="anchor")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     if matrix.size <= 144:
@@ -341,7 +346,7 @@ def heatmap(
     bar = figure.colorbar(image, ax=ax, shrink=0.8, aspect=18)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=0, labelcolor=style.INK)
-    row, column = np.unravel_index(int(np.ma.argmax(matrix)), matrix.shape)
+    row, column = map(int, np.unravel_index(int(np.ma.argmax(matrix)), matrix.shape))
     masked = f", masked cells: {matrix.size - matrix.count()}" if matrix.count() < matrix.size else ""
     return figure, (
         f"{title}: {rows} rows by {columns} columns, largest value {style.number(matrix.max())} in row "
@@ -366,8 +371,8 @@ def pipeline(here: str) -> Plot:
     ax = figure.add_subplot()
     ax.set_axis_off()
     ax.set(xlim=(-0.5, len(STEPS) - 0.5), ylim=(-0.75, 0.8))
-    middle = {"ha": "center", "va": "center"}
-    looks = {
+    middle: dict[str, Any] = {"ha": "center", "va": "center"}
+    looks: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "before": (dict(facecolor="#E8F1F8", edgecolor=style.SKY), dict(color=style.INK)),
         "here": (dict(facecolor=style.BLUE, edgecolor=style.BLUE), dict(color="white", fontweight="bold")),
         "after": (dict(facecolor="white", edgecolor=style.QUIET), dict(color=style.INK)),
@@ -378,8 +383,8 @@ def pipeline(here: str) -> Plot:
         ax.text(i, 0, name, fontsize=8.5, **text, **middle)
         ax.text(i, -0.5, about, fontsize=7, color=style.QUIET, **middle)
         if i:
-            ends = {"posA": (i - 0.6, 0), "posB": (i - 0.4, 0)}
-            ax.add_patch(FancyArrowPatch(**ends, arrowstyle="-|>", mutation_scale=8, color=style.QUIET))
+            ends = (i - 0.6, 0), (i - 0.4, 0)
+            ax.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=8, color=style.QUIET))
     ax.text(at, 0.56, "you are here ▾", fontsize=9, color=style.BLUE, fontweight="bold", **middle)
     done = f"before it: {', '.join(names[:at])}; " if at else ""
     left = f"still to come: {', '.join(names[at + 1 :])}" if at + 1 < len(names) else "it is the last one"

@@ -12,6 +12,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,7 +34,7 @@ def new_figure(width: float = 7.0, height: float = 3.6) -> Figure:
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
 
 
-def dress(ax: Axes, title: str = "", xlabel: str = "", ylabel: str = "", grid: str = "y") -> Axes:
+def dress(ax: Axes, title: str = "", xlabel: str = "", ylabel: str = "", grid: Literal["x", "y", ""] = "y") -> Axes:
     """Give axes their texts, colours and `grid` ("x", "y" or "" for none)."""
     ax.set_facecolor("white")
     ax.set_title(plain(title), loc="left", fontsize=11, fontweight="bold", color=INK)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ipywidgets as widgets
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from ..config import UserError
 from ..figures import plots
 from ..figures.style import INK, new_figure, plain, png
-from ..model import GPT, attend
+from ..model import GPT, Attention, attend
 from ..tokenizer import Tokenizer
 from . import fallback
 from .markup import escape
@@ -31,7 +33,7 @@ def attention_weights(model: GPT, ids: list[int]) -> Tensor:
     # the weighted mean of unit vectors is the weights themselves
     unit = torch.eye(len(ids), device=model.wte.weight.device)
 
-    def keep(attention: torch.nn.Module, args: tuple) -> None:
+    def keep(attention: Attention, args: tuple[Any, ...]) -> None:
         q, k, _ = attention.heads(args[0], args[1])
         found.append(attend(q, k, unit.expand(1, q.size(1), -1, -1).to(q.dtype), None)[0])
 

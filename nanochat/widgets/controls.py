@@ -16,7 +16,7 @@ class App(Protocol):
 
     session: ChatSession
 
-    def guard(self, action: Callable[[], None]) -> None:
+    def guard(self, action: Callable[[], object]) -> None:
         """Do what a click asks for, and show what goes wrong."""
 
     def say(self, sentence: str, error: bool = False) -> None:
@@ -27,7 +27,7 @@ class App(Protocol):
 
 
 def button(
-    name: str, click: Callable[[], None], guard: Callable[[Callable[[], None]], None], tooltip: str = ""
+    name: str, click: Callable[[], object], guard: Callable[[Callable[[], object]], None], tooltip: str = ""
 ) -> w.Button:
     """A button with words on it: what stands on it is also its name for a screen reader."""
     made = w.Button(description=name, tooltip=tooltip or name, layout=w.Layout(width="auto"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import ipywidgets as w
@@ -61,12 +62,17 @@ class AnswerView:
         text = self.answer.text if self.answer else ""
         self.bubble.value = markup.bubble("bot", text, chosen=chosen, label=self.name)
 
+    @property
+    def _bound(self) -> Answer:
+        assert self.answer is not None, "the buttons are hidden until there is an answer"
+        return self.answer
+
     def _thumb(self, value: int) -> None:
         if self.thumb == value:  # pressed again: taken back
-            self.app.session.retract(self.answer, "thumb")
+            self.app.session.retract(self._bound, "thumb")
             self._show_thumb(None)
         else:
-            self.app.session.thumb(self.answer, value)
+            self.app.session.thumb(self._bound, value)
             self._show_thumb(value)
 
     def _show_thumb(self, value: int | None) -> None:
@@ -96,7 +102,8 @@ class AnswerView:
             self.comment.focus()
 
     def _save(self) -> None:
-        opinion = self.app.opinions(self.answer.run).get(self.answer.id)
+        answer = self._bound
+        opinion = self.app.opinions(answer.run).get(answer.id)
         before = {"comment": opinion.comment, "correction": opinion.correction} if opinion else {}
         changed = 0
         for kind, field in (("comment", self.comment), ("correction", self.correction)):
@@ -104,15 +111,15 @@ class AnswerView:
             if text == old:
                 continue
             if text:
-                {"comment": self.app.session.comment, "correction": self.app.session.correct}[kind](self.answer, text)
+                {"comment": self.app.session.comment, "correction": self.app.session.correct}[kind](answer, text)
             else:
-                self.app.session.retract(self.answer, kind)
+                self.app.session.retract(answer, kind)
             changed += 1
         self.saved.value = markup.dim("Saved, thank you." if changed else "Nothing new to save.")
 
     def _toggle_why(self) -> None:
         if not self.inside.children:
-            self.inside.children = (look_inside(self.app.session.why(self.answer), self.app.guard),)
+            self.inside.children = (look_inside(self.app.session.why(self._bound), self.app.guard),)
         toggle(self.inside)
 
 
@@ -121,7 +128,7 @@ def _seen(text: str) -> str:
     return visible(text.encode("utf-8", "replace"))
 
 
-def look_inside(views: list[TokenView], guard: Callable[[Callable[[], None]], None]) -> w.Widget:
+def look_inside(views: list[TokenView], guard: Callable[[Callable[[], object]], None]) -> w.Widget:
     """The tokens of an answer coloured by surprise, and the candidates at one of them."""
     if not views:
         return w.HTML(markup.dim("There are no tokens to look at."))
@@ -197,7 +204,7 @@ class ExchangeView:
         opinions = self.app.opinions(exchange.answer.run)
         if self.comparing:
             self.choose = [
-                button(f"{name} is better", lambda i=i: self._choose(i), self.app.guard) for i, name in enumerate("AB")
+                button(f"{name} is better", partial(self._choose, i), self.app.guard) for i, name in enumerate("AB")
             ]
             opinion = opinions.get(exchange.comparison)
             for view, answer in zip(self.answers, exchange.answers, strict=False):
@@ -210,8 +217,13 @@ class ExchangeView:
             self.other.description = f"Show other answer ({exchange.chosen + 1} of {len(exchange.answers)})"
         show(self.other, len(exchange.answers) > 1)
 
+    @property
+    def _finished(self) -> Exchange:
+        assert self.exchange is not None, "the buttons are hidden until there is an answer"
+        return self.exchange
+
     def _choose(self, index: int) -> None:
-        self.app.session.choose(self.exchange, index)
+        self.app.session.choose(self._finished, index)
         self._show_choice(index)
 
     def _show_choice(self, index: int | None) -> None:
@@ -222,6 +234,7 @@ class ExchangeView:
         self.chosen.value = markup.dim(text if index is None else f"The chat goes on with {'AB'[index]}.")
 
     def _other(self) -> None:
-        self.app.session.show_other(self.exchange)
+        exchange = self._finished
+        self.app.session.show_other(exchange)
         self.begin()
-        self.finish(self.exchange)
+        self.finish(exchange)

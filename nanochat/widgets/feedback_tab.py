@@ -6,6 +6,7 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import ipywidgets as w
 
@@ -129,6 +130,6 @@ class OpinionsView:
         self.note.value = markup.dim(text) + link
 
 
-def _short(path) -> str:
+def _short(path: Path) -> str:
     home = paths.home()
     return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)

@@ -9,7 +9,9 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ipywidgets as w
 from IPython.display import display
@@ -55,7 +57,7 @@ class Playground:
         self.earlier = w.Dropdown(description="Chats", layout=w.Layout(width="min(98%, 26em)"))
         self.earlier.observe(lambda change: self.guard(self._choose_chat), names="value")
         self.examples = row(
-            *(button(text, lambda q=text, p=passage: self._example(q, p), self.guard) for text, passage in EXAMPLES)
+            *(button(text, partial(self._example, text, passage), self.guard) for text, passage in EXAMPLES)
         )
         self.exchanges = w.VBox()
         self.log = w.VBox()
@@ -70,7 +72,7 @@ class Playground:
             layout=w.Layout(flex="1 1 16em"),
         )
         # What on_submit does, without its deprecation: Text sends this event for each Enter, repeated text included.
-        self.message.on_msg(lambda _, content, buffers: content.get("event") == "submit" and self._entered())
+        self.message.on_msg(self._told)
         self.send = button("Send", self.ask, self.guard)
         self.send.button_style = "primary"
         self.stop = button("Stop", self.session.stop, self.guard, "End the answer that is being written")
@@ -89,7 +91,7 @@ class Playground:
         self.settings = self._settings()
         # Not an Accordion: its titles cannot be reached by keyboard.
         panels = {"Passage": self.passage, "Settings": self.settings}
-        self.openers = row(*(button(name, lambda p=p: toggle(p), self.guard) for name, p in panels.items()))
+        self.openers = row(*(button(name, partial(toggle, panel), self.guard) for name, panel in panels.items()))
         for panel in panels.values():
             show(panel, False)
         self.feedback = OpinionsView(self)
@@ -146,7 +148,7 @@ class Playground:
         kind = "nc-error" if error else "nc-dim"
         self.status.value = f'<div class="{kind}" role="status">{markup.escape(sentence)}</div>' if sentence else ""
 
-    def guard(self, action: Callable[[], None]) -> None:
+    def guard(self, action: Callable[[], object]) -> None:
         """Do what a click asks for. An exception in a callback is lost without a word, so it is shown here."""
         self.say("")
         try:
@@ -175,7 +177,9 @@ class Playground:
 
     # asking
 
-    def _entered(self) -> None:
+    def _told(self, _: w.Text, content: dict[str, Any], buffers: object) -> None:
+        if content.get("event") != "submit":
+            return
         # The text itself arrives right behind this event: it is let in first.
         try:
             asyncio.get_running_loop().call_later(0.1, self.guard, self.ask)

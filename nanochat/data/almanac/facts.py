@@ -98,7 +98,7 @@ class Fact:
         roll = rng.random()
         tag, frames = ("Q", ("{}",)) if roll < 0.5 else ("N", _NOUN_FRAMES) if roll < 0.8 else ("W", _CLAUSE_FRAMES)
         if not (wordings := [each for each in self.relation[tag] if self._has(each)]):
-            wordings, frames = self.relation["Q"], ("{}",)
+            wordings, frames = list(self.relation["Q"]), ("{}",)
         words, frame = fill(rng.choice(wordings), values), rng.choice(frames)
         if frame in ("Name {}.", "Give me {}.") and not re.match("the (?!name|number)", words):
             frame = "Tell me {}."
@@ -162,8 +162,7 @@ def select(core_only: bool, limit: int | None) -> tuple[Fact, ...]:
             chosen = [_swap(row, keys[0], value) if swapped else row for row in _chosen(name, core_only, limit)]
             seen = Counter(_subject(row, keys) for row in rows(name) if not swapped)
             if "<->" in relation.head:  # a word that stands on either side of several pairs has no one opposite
-                seen = Counter(row[column] for row in rows(name) for column in (*keys, value))
-                seen = Counter({(word,): count for word, count in seen.items()})
+                seen = Counter((row[column],) for row in rows(name) for column in (*keys, value))
             for row in chosen:
                 if all(row.get(column, "") for column in (*keys, value)):
                     askable = seen[_subject(row, keys)] == 1 and row[keys[0]] != row[value]
@@ -176,15 +175,20 @@ def select(core_only: bool, limit: int | None) -> tuple[Fact, ...]:
 def _single(name: str, row: Values) -> Fact:
     """A fact that stands alone: the shape of its question says how else it may be told and asked, asked.txt how besides."""
     *shapes, any_shape = sections("singles")
-    for shape in shapes:
-        if shape.head == f"={row['id']}" or (match := re.fullmatch(shape.head, row["question"])):
-            break
-    found = {} if shape.head.startswith("=") else {key: text or "" for key, text in match.groupdict().items()}
+    shape, found = next((shape, found) for shape in shapes if (found := _fit(shape, row)) is not None)
     asked = tuple(("Q", text) for text in section("asked", name)[row["id"]])
     lines = (("A", "{statement}"), *shape.lines, *any_shape.lines, *asked)
     return Fact(
         Section(f"{name}:{shape.name}", "", lines), {**row, **found}, ("id",), "answer", f"{name} {row['id']}", True
     )
+
+
+def _fit(shape: Section, row: Values) -> dict[str, str] | None:
+    """What the head of a shape finds in the question of a row; None if it is not the shape of that question."""
+    if shape.head == f"={row['id']}":
+        return {}
+    match = re.fullmatch(shape.head, row["question"])
+    return {key: text or "" for key, text in match.groupdict().items()} if match else None
 
 
 def _swap(row: Values, key: str, value: str) -> dict[str, str]:

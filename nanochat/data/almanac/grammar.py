@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import resources
+from typing import Generic, TypeVar
 
 Values = Mapping[str, str]
+T = TypeVar("T")
 
 _AN = re.compile(
     r"(?!(?:uni|use|usu|eu|ew|one\b|once)|u[krst][aeiou])[aeiou]|hour|honest|heir|x-|8|1[18]\b", re.IGNORECASE
@@ -50,7 +52,7 @@ class Section:
 def sections(file: str) -> tuple[Section, ...]:
     """The sections of `wordings/<file>.txt`."""
     found: list[tuple[str, str, list[tuple[str, str]]]] = []
-    text = resources.files(__package__).joinpath("wordings", f"{file}.txt").read_text(encoding="utf-8")
+    text = (resources.files(__package__) / "wordings" / f"{file}.txt").read_text(encoding="utf-8")
     for line in text.splitlines():
         if not line.strip() or line.startswith("#"):
             continue
@@ -187,13 +189,14 @@ def stream(*parts: object) -> random.Random:
     return random.Random("almanac " + " ".join(map(str, parts)))
 
 
-class Deck:
+class Deck(Generic[T]):
     """Draws without repeating until all are drawn, then shuffles again: every item comes up equally often."""
 
-    def __init__(self, items: Sequence, rng: random.Random) -> None:
-        self._items, self._rng, self._left = tuple(items), rng, []
+    def __init__(self, items: Iterable[T], rng: random.Random) -> None:
+        self._items, self._rng = tuple(items), rng
+        self._left: list[T] = []
 
-    def draw(self):
+    def draw(self) -> T:
         """The next item."""
         if not self._left:
             self._left = list(self._items)

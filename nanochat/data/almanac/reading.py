@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 
-from ..questions import IDK, Conversation
+from ..questions import IDK, Conversation, Turn
 from .asking import dressed, exchange
 from .grammar import Deck, Section, Values, fill, gaps, section, sections, sentence, uncapitalised
 from .pools import draw, draw_all
@@ -206,7 +206,8 @@ def about(
     known, open_ = list(read.answerable), list(read.unanswerable)
     rng.shuffle(known)
     rng.shuffle(open_)
-    said, answers = [], ()
+    said: list[Turn] = []
+    answers: tuple[str, ...] = ()
     for _ in range(min(turns, len(known))):
         if open_ and rng.random() < unanswerable:
             question, answers = open_.pop(), (IDK,)

@@ -16,7 +16,7 @@ def table(name: str) -> tuple[dict[str, str], ...]:
 
     Raises FileNotFoundError for an unknown theme, ValueError for a row with too many or too few cells.
     """
-    text = files(__package__).joinpath("tables", f"{name}.tsv").read_text(encoding="utf-8")
+    text = (files(__package__) / "tables" / f"{name}.tsv").read_text(encoding="utf-8")
     header, *rows = (line.split("\t") for line in text.splitlines())
     return tuple(dict(zip(header, row, strict=True)) for row in rows)
 
