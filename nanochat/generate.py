@@ -50,7 +50,7 @@ def next_token_probs(
     # sums over a whole vocabulary want float64, which Apple's GPU has not
     exact = logits.float() if logits.device.type == "mps" else logits.double()
     # the largest becomes 0 first: a temperature near zero would make it infinite, and the softmax NaN
-    probs = torch.softmax((exact - exact.max(dim=1, keepdim=True).values) / temperature, dim=1)
+    probs = torch.softmax((exact - exact.amax(dim=1, keepdim=True)) / temperature, dim=1)
     if top_k is not None and top_k < probs.size(1):
         probs = probs.masked_fill(probs < probs.topk(top_k).values[:, -1:], 0.0)
     if top_p is not None and top_p < 1:

@@ -320,8 +320,8 @@ MUTATIONS = [
     mutation(
         "temperature-the-wrong-way",
         "generate",
-        ".values) / temperature",
-        ".values) * temperature",
+        "keepdim=True)) / temperature",
+        "keepdim=True)) * temperature",
         "generate::test_temperature_divides_the_logits",
     ),
     mutation(
