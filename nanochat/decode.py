@@ -70,8 +70,8 @@ def decoder(model: GPT, cache: Cache) -> Callable[[Tensor], Tensor]:
     shares = model.value_shares.to(dtype).unbind() if config.value_residual else None
     if modern:
         # x * cos + (second half of x, first half) * sin is the rotation in three operations
-        cos = torch.cat((model.cos, model.cos), dim=1).to(dtype).unbind()
-        sin = torch.cat((-model.sin, model.sin), dim=1).to(dtype).unbind()
+        cos = torch.cat((model.cos, model.cos), dim=1).to(dtype)
+        sin = torch.cat((-model.sin, model.sin), dim=1).to(dtype)
     padding = None
     if cache.start is not None:
         hidden = torch.arange(capacity, device=device) < cache.start[:, None, None, None]
