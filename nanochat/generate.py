@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .config import UserError
+from .decode import decoder
 from .model import GPT, Cache
 
 
@@ -50,7 +51,7 @@ def next_token_probs(
     # sums over a whole vocabulary want float64, which Apple's GPU has not
     exact = logits.float() if logits.device.type == "mps" else logits.double()
     # the largest becomes 0 first: a temperature near zero would make it infinite, and the softmax NaN
-    probs = torch.softmax((exact - exact.max(dim=1, keepdim=True).values) / temperature, dim=1)
+    probs = torch.softmax((exact - exact.amax(dim=1, keepdim=True)) / temperature, dim=1)
     if top_k is not None and top_k < probs.size(1):
         probs = probs.masked_fill(probs < probs.topk(top_k).values[:, -1:], 0.0)
     if top_p is not None and top_p < 1:
@@ -73,8 +74,8 @@ def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 @torch.inference_mode()
 def _steps(
     model: GPT, prompts: list[list[int]], max_new_tokens: int, sampling: dict[str, Any], penalty: float, seed: int
-) -> Iterator[Tensor]:
-    """Yield the next token ids (B,), max_new_tokens times. Whoever reads decides when to stop."""
+) -> Iterator[list[int]]:
+    """Yield the next token id of each prompt, max_new_tokens times; the caller decides when to stop."""
     check_sampling(**sampling, penalty=penalty)
     if not prompts or not all(prompts):
         raise UserError("an empty prompt has nothing to continue; start from the end-of-text token")
@@ -84,33 +85,36 @@ def _steps(
     rows = [prompt[-block_size:] for prompt in prompts]
     seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
     cache: Cache | None = None
-    for _ in range(max_new_tokens):
-        if cache is None or cache.length + 1 > block_size:
+    picked = torch.empty(0)
+    for made in range(max_new_tokens):
+        if cache is None or cache.length == block_size:
             # only rows that are full themselves slide, so that each gets what it would get without the others
             rows = [row if len(row) <= block_size else row[-max(1, block_size // 2) :] for row in rows]
             width = max(map(len, rows))
             padded = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
-            start = torch.tensor([width - len(row) for row in rows], device=device)
-            cache = Cache(model.config, len(rows), block_size, device, start if bool(start.any()) else None, dtype)
-            fresh = padded
+            padding = [width - len(row) for row in rows]
+            start = torch.tensor(padding, device=device) if any(padding) else None
+            capacity = min(block_size, width + max_new_tokens - made)
+            cache = Cache(model.config, len(rows), capacity, device, start, dtype)
             for i, row in enumerate(rows):
                 seen[i, row] = True
-        # the head only reads the last position: the others' logits are not needed
-        last = model.trunk(fresh, cache=cache)[:, -1:]
-        logits = model.head(last)[:, -1]
+            # the head only reads the last position: the others' logits are not needed
+            logits = model.head(model.trunk(padded, cache=cache)[:, -1])
+            read = decoder(model, cache)
+        else:
+            logits = read(picked)
         if penalty != 1.0:
             logits = penalize(logits, seen, penalty)
-        probs = next_token_probs(logits, **sampling)
-        picked = (
-            probs.argmax(dim=1)
-            if sampling["temperature"] == 0
-            else torch.multinomial(probs, 1, generator=generator).squeeze(1)
-        )
-        for row, token in zip(rows, picked.tolist(), strict=True):
+        if sampling["temperature"] == 0:
+            picked = logits.argmax(dim=1)
+        else:
+            picked = torch.multinomial(next_token_probs(logits, **sampling), 1, generator=generator).squeeze(1)
+        if penalty != 1.0:
+            seen.scatter_(1, picked[:, None], True)
+        tokens = picked.tolist()
+        for row, token in zip(rows, tokens, strict=True):
             row.append(token)
-        seen[torch.arange(len(rows)), picked] = True
-        fresh = picked[:, None]
-        yield picked
+        yield tokens
 
 
 def generate(
@@ -138,7 +142,7 @@ def generate(
     if not answers:
         return answers
     for picked in _steps(model, [list(p) for p in prompts], max_new_tokens, sampling, repetition_penalty, seed):
-        for i, token in enumerate(picked.tolist()):
+        for i, token in enumerate(picked):
             if i in open_rows:
                 open_rows.discard(i) if token in stop else answers[i].append(token)
         if not open_rows:
@@ -161,8 +165,7 @@ def stream(
 ) -> Iterator[int]:
     """The tokens that `generate` would return for one prompt, one at a time. Close the iterator to stop early."""
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    for picked in _steps(model, [list(prompt)], max_new_tokens, sampling, repetition_penalty, seed):
-        token = int(picked)
+    for (token,) in _steps(model, [list(prompt)], max_new_tokens, sampling, repetition_penalty, seed):
         if token in stop:
             return
         yield token

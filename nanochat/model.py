@@ -43,8 +43,8 @@ class Cache:
         dtype: torch.dtype = torch.float32,
     ):
         shape = (config.n_layer, batch, config.n_head, capacity, config.n_embd // config.n_head)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
         self.start = start
         self.last: list[Tensor | None] = [None] * config.n_layer

@@ -87,6 +87,7 @@ MODERN_BY_HAND = "model::test_the_modern_architecture_equals_a_reference_written
 GREEDY = "generate::test_greedy_takes_the_likeliest_token_each_time"
 ROW = "packing::test_a_packed_row_is_pinned_token_by_token"
 MASK = "packing::test_the_mask_is_pinned_token_by_token_over_several_conversations"
+STEP = "decode::test_each_token_gets_the_logits_that_the_model_gives_and_leaves_the_same_in_the_cache"
 DECAYED = "optim::test_decay_touches_the_matrices_only"
 
 MUTATIONS = [
@@ -320,10 +321,16 @@ MUTATIONS = [
     mutation(
         "temperature-the-wrong-way",
         "generate",
-        ".values) / temperature",
-        ".values) * temperature",
+        "keepdim=True)) / temperature",
+        "keepdim=True)) * temperature",
         "generate::test_temperature_divides_the_logits",
     ),
+    mutation("decodes-with-padding", "decode", "hidden, float", "hidden & ~hidden, float", STEP),
+    mutation("decodes-one-position-behind", "decode", "cos[at], sin[at]", "cos[at - 1], sin[at - 1]", STEP),
+    mutation(
+        "decodes-with-a-smeared-key-before", "decode", "= cache.last[layer], k.clone()", "= cache.last[layer], k", STEP
+    ),
+    mutation("decodes-with-its-own-values-only", "decode", "torch.lerp(v, first, ", "torch.lerp(v, v, ", STEP),
     mutation(
         "the-stop-token-is-said",
         "generate",

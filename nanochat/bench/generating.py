@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -41,7 +42,7 @@ def _pull(tokens: Iterator[int], count: int) -> Callable[[], object]:
 
 
 def rows(device: torch.device, contexts: Sequence[int] = CONTEXTS, new: int = 32, rounds: int = 3) -> list[Row]:
-    """`nano-long` with room for the longest context; weights do not matter for the time."""
+    """`nano-long` with room for the longest context, then `nano`; weights do not matter for the time."""
     torch.manual_seed(0)
     far = contexts[-1]
     model = GPT(model_config("nano-long", 1024, block_size=2 * far)).to(device).eval()
@@ -62,7 +63,7 @@ def rows(device: torch.device, contexts: Sequence[int] = CONTEXTS, new: int = 32
                 target=5.0 if context == far else None,
             )
         )  # fmt: skip
-    return [*found, _flat(model, contexts, new, rounds), *_batched(model, new, rounds)]
+    return [*found, _flat(model, contexts, new, rounds), *_rates(device, 3 * new, rounds)]
 
 
 def _flat(model: GPT, contexts: Sequence[int], new: int, rounds: int) -> Row:
@@ -80,20 +81,36 @@ def _flat(model: GPT, contexts: Sequence[int], new: int, rounds: int) -> Row:
     )  # fmt: skip
 
 
-def _batched(model: GPT, new: int, rounds: int, many: int = 16) -> list[Row]:
-    prompt = _prompt(64)
-    seconds = interleave(
-        {
-            "one": lambda: generate(model, [prompt], max_new_tokens=new),
-            "many": lambda: generate(model, [prompt] * many, max_new_tokens=new),
-        },
-        rounds,
-    )
-    how = f"{new} new tokens each after {len(prompt)}, {rounds} rounds in turns"
-    single = ratio([new] * rounds, seconds["one"])
+@contextmanager
+def _one_core() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _rates(device: torch.device, new: int, rounds: int, many: int = 64) -> list[Row]:
+    """Tokens per second of the preset `nano`, one text on one core and many texts on all, greedy and sampled."""
+    torch.manual_seed(0)
+    model = GPT(model_config("nano", 1024)).to(device).eval()
+    prompt = _prompt(16)
+
+    def write(texts: int, temperature: float) -> Callable[[], object]:
+        return lambda: generate(model, [prompt] * texts, max_new_tokens=new, temperature=temperature)
+
+    temperatures = {"greedy": 0.0, "sampled": 0.8}
+    with _one_core():
+        alone = interleave({name: write(1, heat) for name, heat in temperatures.items()}, rounds)
+    together = interleave({name: write(many, heat) for name, heat in temperatures.items()}, rounds)
+    how = f"{new} new tokens after {len(prompt)}, reading them included, {rounds} rounds; nano in float32"
     return [
-        measured(GROUP, "one text", single, "tokens/s", how),
         measured(
-            GROUP, f"{many} texts at once against one by one", ratio(seconds["one"], seconds["many"], many), "x", how
-        ),
-    ]
+            GROUP, f"{what}, {name}", ratio([texts * new] * rounds, seconds[name]), "tokens/s", how, target=target
+        )
+        for what, texts, seconds, target in (
+            ("one text, one core", 1, alone, 2_000.0), (f"{many} texts at once", many, together, 20_000.0),
+        )
+        for name in temperatures
+    ]  # fmt: skip
