@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import devices, paths
+from . import devices, files, paths
 from .config import ModelConfig, UserError
 from .model import GPT
 from .tokenizer import Tokenizer
@@ -42,9 +42,14 @@ def fingerprint(weights: dict[str, Tensor]) -> str:
 
 
 def save_file(path: Path, content: dict[str, Any]) -> None:
-    """Write plain values and tensors to `path`, atomically."""
-    with paths.atomic_write(path) as file:
-        torch.save({"format": FORMAT, **content}, file)
+    """Write plain values and tensors to `path`, atomically. Raises OSError if the disk will not have them."""
+    with files.atomic_write(path) as file:
+        try:
+            torch.save({"format": FORMAT, **content}, file)
+        except RuntimeError as error:  # what the archive's writer makes of a write that failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_file(path: Path, *, check: bool = True) -> dict[str, Any]:

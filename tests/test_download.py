@@ -243,7 +243,7 @@ def test_a_full_disk_is_named(server: Server, tmp_path: Path, monkeypatch: pytes
     def full(_handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(download.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match=r"\(No space left on device\)"):
         fetch(server.url, tmp_path, "text.txt")
 

@@ -7,9 +7,7 @@ several notebooks can share it; a line torn by a crash or a full disk costs that
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +18,8 @@ from typing import Any, get_args
 
 from ..config import UserError, unknown, whole_text
 from ..data.conversation import Conversation, Role, Turn
-from ..paths import flush_folder, safe_name, stage_name
+from ..files import append_line
+from ..paths import safe_name, stage_name
 
 SCHEMA = 1
 # kind: what its value (an int) or its text may be
@@ -129,27 +128,8 @@ def _text(value: Any) -> str:
 
 
 def append(path: Path, record: Record) -> None:
-    """Add one line, durably: one write to the end of the file, then fsync. Raises OSError if the disk will not have it.
-
-    A last line without its newline was torn by somebody's crash: ours then starts with one. (Should that writer still
-    be at work, the result is an empty line, which readers pass over.)
-    """
-    line = whole_text(json.dumps(to_json(record), ensure_ascii=False)).encode() + b"\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
-    try:
-        end = os.lseek(fd, 0, os.SEEK_END)
-        if end:
-            os.lseek(fd, end - 1, os.SEEK_SET)
-            if os.read(fd, 1) != b"\n":
-                line = b"\n" + line
-        if os.write(fd, line) < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    if not end:  # the file is new
-        flush_folder(path.parent)
+    """Add one line, durably. Raises OSError if the disk will not have it."""
+    append_line(path, whole_text(json.dumps(to_json(record), ensure_ascii=False)))
 
 
 def read(path: Path, say: Callable[[str], None] = print) -> list[Record]:

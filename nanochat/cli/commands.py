@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import config, paths
+from .. import config, files, paths
 from ..config import Profile, UserError
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def evaluate(args: argparse.Namespace) -> None:
     limit = args.limit or args.profile.eval_questions
     card = report_cards.report_card(args.run, stage=args.stage, limit_per_split=limit, progress=_show_share)
     if args.json:
-        with paths.atomic_write(args.json, "w") as file:
+        with files.atomic_write(args.json, "w") as file:
             json.dump(card, file, indent=1)
     print(report_cards.format_card(card))
 

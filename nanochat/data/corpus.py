@@ -15,15 +15,15 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from .. import paths
+from .. import files, paths
 from ..config import UserError
 from ..tokenizer import Tokenizer, gpt2, parse_spec, train_bpe
 from . import download, jsonfiles, sources
-from .questions import Conversation, QAData, load_qa, read_qa, to_record, write_qa
+from .questions import QAData, load_qa, read_qa, write_qa
 from .textfiles import Piece
 from .tokenfiles import CHUNK, length, plain_texts, write
 
@@ -82,7 +82,7 @@ def prepare_corpus(
         meta |= {"tokenizer_fingerprint": tok.fingerprint, "vocab_size": tok.vocab_size}
         meta |= write(pieces, folder, name, tok, dtype)
         tok.save(folder)
-        with paths.atomic_write(folder / "meta.json", "w") as file:
+        with files.atomic_write(folder / "meta.json", "w") as file:
             json.dump(meta, file, indent=1)
     data = load_corpus(folder)
     _report_end(report, data)
@@ -125,10 +125,9 @@ def last_prepared() -> CorpusData | None:
 def prepare_qa(qa: str, tok: Tokenizer, block_size: int, *, seed: int = 0, size: str = "default") -> QAData:
     """Make a question/answer set ready for finetuning with `tok`; `qa` is a name, a path or a URL.
 
-    Its folder is data/<qa>, or data/<qa>_qa where the name is not registered or a corpus has it too. It holds
-    qa_input.json (all conversations, for people) and what `questions.write_qa` makes, which is reused if source, tokenizer,
-    block size and format are unchanged. Raises UserError, and leaves things as they were, for a set that cannot be read
-    or is of no use.
+    Its folder is data/<qa>, or data/<qa>_qa where the name is not registered or a corpus has it too. What
+    `questions.write_qa` made there is reused if source, tokenizer, block size and format are unchanged. Raises UserError,
+    and leaves things as they were, for a set that cannot be read or is of no use.
     """
     name = sources.corpus_name(qa, sources.QA_SETS)
     folder = paths.data_dir(name if name in sources.QA_SETS.keys() - sources.CORPORA.keys() else f"{name}_qa")
@@ -147,20 +146,10 @@ def prepare_qa(qa: str, tok: Tokenizer, block_size: int, *, seed: int = 0, size:
         convs = almanac.conversations(size, seed)
     else:
         convs = read_qa(path)
-    with _all_or_nothing(folder), paths.atomic_write(folder / "qa_input.json", "w") as file:
+    with _all_or_nothing(folder):
         origin = {"format": FORMAT, "qa": sources.source_of(qa, sources.QA_SETS), "source_fingerprint": fingerprint}
-        write_qa(_copied(convs, file), folder, name, tok, block_size=block_size, origin=origin)
+        write_qa(convs, folder, name, tok, block_size=block_size, origin=origin)
     return load_qa(folder)
-
-
-def _copied(convs: Iterable[Conversation], file: IO[str]) -> Iterator[Conversation]:
-    """The same, written to `file` on the way as a JSON list with a record in each line."""
-    comma = "[\n"
-    for conv in convs:
-        file.write(comma + json.dumps(to_record(conv), ensure_ascii=False))
-        comma = ",\n"
-        yield conv
-    file.write("\n]\n")
 
 
 def batch(
@@ -239,7 +228,7 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
             if not existed:
                 folder.rmdir()
             elif said is not None and not meta.is_file() and _state(folder) == before:
-                with paths.atomic_write(meta) as file:
+                with files.atomic_write(meta) as file:
                     file.write(said)
         if isinstance(error, PermissionError):
             raise UserError(
@@ -251,8 +240,8 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
 
 def _state(folder: Path) -> dict[str, tuple[int, int]]:
     """Tells whether a file of a prepared set, other than meta.json, has been replaced."""
-    files = [file for file in folder.glob("[!.]*") if file.name != "meta.json"]
-    return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
+    others = [file for file in folder.glob("[!.]*") if file.name != "meta.json"]
+    return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in others}
 
 
 def _report_end(report: Progress, data: CorpusData) -> None:
