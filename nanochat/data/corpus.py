@@ -8,7 +8,6 @@ validation. However large the corpus is, only a few megabytes of it are in memor
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
@@ -22,8 +21,9 @@ import numpy as np
 from .. import files, paths
 from ..config import UserError
 from ..tokenizer import Tokenizer, gpt2, parse_spec, train_bpe
-from . import download, jsonfiles, sources
-from .questions import QAData, load_qa, read_qa, write_qa
+from . import jsonfiles, sources
+from .questions import QAData, load_qa, write_qa
+from .sources import Source
 from .textfiles import Piece
 from .tokenfiles import CHUNK, length, plain_texts, write
 
@@ -49,14 +49,14 @@ class CorpusData:
 
 
 def prepare_corpus(
-    corpus: str,
+    corpus: str | Source,
     tokenizer: str = "bpe:1024",
     *,
     seed: int = 0,
     size: str = "default",
     progress: Progress | None = None,
 ) -> CorpusData:
-    """Make data/<corpus>/ ready for pretraining; `corpus` is a name, a path or a URL.
+    """Make data/<corpus>/ ready for pretraining; `corpus` is a name, a path, a URL, or what `sources.resolve` made of one.
 
     Writes pretrain_input.txt (for people), pretrain_train.bin, pretrain_val.bin, the tokenizer and, last,
     meta.json. What was made from the same source with the same tokenizer is used again. `seed` and `size` are
@@ -65,22 +65,23 @@ def prepare_corpus(
     """
     report = progress or (lambda done, total, text: None)
     parse_spec(tokenizer)
-    name = sources.corpus_name(corpus)
-    folder = paths.data_dir(name)
-    path, fingerprint = _source(corpus, sources.CORPORA, size, seed)
+    source = sources.resolve(corpus, size=size, seed=seed)
+    folder, path = source.folder, source.path
     suffix = jsonfiles.suffix(path) if path else ""  # it decides how the file is read
-    derived = {"format": FORMAT, "source_fingerprint": fingerprint, "suffix": suffix, "tokenizer_spec": tokenizer}
+    derived = {
+        "format": FORMAT, "source_fingerprint": source.fingerprint, "suffix": suffix, "tokenizer_spec": tokenizer
+    }  # fmt: skip
     if (data := _prepared(folder, derived)) is not None:
         _report_end(report, data)
         return data
     total = path.stat().st_size if path else None
-    pieces = _reported(sources.pieces(corpus, size=size, seed=seed), total, report)
+    pieces = _reported(source.pieces(), total, report)
     with _all_or_nothing(folder):
         tok, pieces = _tokenizer(tokenizer, pieces)
         dtype = np.dtype(np.uint16 if tok.vocab_size <= 1 << 16 else np.uint32)
-        meta = {"name": name, "corpus": sources.source_of(corpus), **derived, "dtype": dtype.name}
+        meta = {"name": source.name, "corpus": source.origin, **derived, "dtype": dtype.name}
         meta |= {"tokenizer_fingerprint": tok.fingerprint, "vocab_size": tok.vocab_size}
-        meta |= write(pieces, folder, name, tok, dtype)
+        meta |= write(pieces, folder, source.name, tok, dtype)
         tok.save(folder)
         with files.atomic_write(folder / "meta.json", "w") as file:
             json.dump(meta, file, indent=1)
@@ -122,33 +123,26 @@ def last_prepared() -> CorpusData | None:
     return load_corpus(max(metas, key=lambda meta: meta.stat().st_mtime_ns).parent) if metas else None
 
 
-def prepare_qa(qa: str, tok: Tokenizer, block_size: int, *, seed: int = 0, size: str = "default") -> QAData:
-    """Make a question/answer set ready for finetuning with `tok`; `qa` is a name, a path or a URL.
+def prepare_qa(qa: str | Source, tok: Tokenizer, block_size: int, *, seed: int = 0, size: str = "default") -> QAData:
+    """Make a question/answer set ready for finetuning with `tok`; `qa` is given like a corpus.
 
     Its folder is data/<qa>, or data/<qa>_qa where the name is not registered or a corpus has it too. What
     `questions.write_qa` made there is reused if source, tokenizer, block size and format are unchanged. Raises UserError,
     and leaves things as they were, for a set that cannot be read or is of no use.
     """
-    name = sources.corpus_name(qa, sources.QA_SETS)
-    folder = paths.data_dir(name if name in sources.QA_SETS.keys() - sources.CORPORA.keys() else f"{name}_qa")
-    path, fingerprint = _source(qa, sources.QA_SETS, size, seed)
+    source = sources.resolve(qa, "qa", size=size, seed=seed)
+    folder = source.folder
     derived = {
-        "format": FORMAT, "source_fingerprint": fingerprint, "tokenizer_fingerprint": tok.fingerprint,
+        "format": FORMAT, "source_fingerprint": source.fingerprint, "tokenizer_fingerprint": tok.fingerprint,
         "block_size": block_size,
     }  # fmt: skip
     with contextlib.suppress(UserError):
         if derived.items() <= (data := load_qa(folder)).meta.items():
             return data
         del data  # Windows replaces no file that is still mapped
-    if path is None:
-        from . import almanac
-
-        convs = almanac.conversations(size, seed)
-    else:
-        convs = read_qa(path)
     with _all_or_nothing(folder):
-        origin = {"format": FORMAT, "qa": sources.source_of(qa, sources.QA_SETS), "source_fingerprint": fingerprint}
-        write_qa(convs, folder, name, tok, block_size=block_size, origin=origin)
+        origin = {"format": FORMAT, "qa": source.origin, "source_fingerprint": source.fingerprint}
+        write_qa(source.conversations(), folder, source.name, tok, block_size=block_size, origin=origin)
     return load_qa(folder)
 
 
@@ -187,19 +181,6 @@ def _n_starts(tokens: np.ndarray, block_size: int) -> int:
 def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
     rows = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)
     return rows[:, :-1], rows[:, 1:]
-
-
-def _source(spec: str, registry: dict[str, sources.Source], size: str, seed: int) -> tuple[Path | None, str]:
-    """The file of a source, if it has one, and a fingerprint of all that decides what is in it."""
-    if (path := sources.locate(spec, registry)) is not None:
-        return path, download.sha256(path)[:16]
-    from . import almanac
-
-    digest = hashlib.sha256(f"{size} {seed}".encode())
-    root = Path(almanac.__file__).parent
-    for file in sorted(file for file in root.rglob("*") if file.suffix in (".py", ".tsv", ".txt")):
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return None, digest.hexdigest()[:16]
 
 
 def _prepared(folder: Path, derived: dict[str, Any]) -> CorpusData | None:
