@@ -174,16 +174,13 @@ def _models() -> list[tuple[str, str, Path, dict[str, Any]]]:
     """The same with the meta of each."""
     out, box = paths.home() / "out", paths.box_dir()
     trained = [folder for folder in out.iterdir() if folder.name != paths.BOX] if out.is_dir() else []
-    found = []
-    for folder in (*trained, box):
-        for stage in reversed(paths.STAGES):
-            path = folder / f"{folder.name}_{stage}.pt"
-            if path.is_file():
-                found.append((path.stat().st_mtime, folder.name, stage, path))
-    newest = {run: max(time for time, other, _, _ in found if other == run) for _, run, _, _ in found}
-    found.sort(key=lambda item: (in_box(item[3]), -newest[item[1]], item[1], -paths.STAGES.index(item[2])))
-    metas = [(run, stage, path, _meta(path)) for _, run, stage, path in found]
-    models = [(run, stage, path, meta) for run, stage, path, meta in metas if meta is not None]
+    stages = tuple(reversed(paths.STAGES))
+    files = [folder / f"{folder.name}_{stage}.pt" for folder in trained for stage in stages]
+    folders = dict.fromkeys(path.parent for path in paths.newest_first(files))
+    found = [
+        (folder.name, stage, folder / f"{folder.name}_{stage}.pt") for folder in (*folders, box) for stage in stages
+    ]
+    models = [(run, stage, path, meta) for run, stage, path in found if (meta := _meta(path)) is not None]
     return sorted(models, key=lambda model: is_standin(model[3]))  # stable
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from .config import UserError, safe_name, unknown
@@ -19,6 +21,7 @@ __all__ = [
     "last_path",
     "metrics_path",
     "new_run",
+    "newest_first",
     "run_dir",
     "safe_name",
     "stage_name",
@@ -88,3 +91,16 @@ def metrics_path(run: str) -> Path:
 def feedback_path(run: str) -> Path:
     """data/feedback/<run>.jsonl."""
     return data_dir("feedback") / f"{safe_name(run)}.jsonl"
+
+
+def newest_first(files: Iterable[Path]) -> list[Path]:
+    """The files in the one order that "newest" and "last" mean everywhere: those changed last come first.
+
+    It goes by the time of the file, since no meta tells one; of files changed at the same moment, the first by its path.
+    What is not there is left out.
+    """
+    changed = []
+    for file in files:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            changed.append((-file.stat().st_mtime_ns, file))
+    return [file for _, file in sorted(changed)]

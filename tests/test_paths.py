@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -77,3 +79,14 @@ def test_importing_the_package_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_newest_is_what_was_changed_last_and_of_the_same_moment_the_first_by_path(tmp_path):
+    times = {"a/x": 100, "b/x": 300, "c/x": 200, "d/x": 200}
+    for name, time in times.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time, time))
+    wanted = [tmp_path / name for name in ("b/x", "c/x", "d/x", "a/x")]
+    for files in itertools.permutations([*wanted, tmp_path / "e" / "x", tmp_path / "a" / "x" / "y"]):
+        assert paths.newest_first(files) == wanted

@@ -118,9 +118,9 @@ def load_corpus(folder: Path) -> CorpusData:
 
 def last_prepared() -> CorpusData | None:
     """The corpus that was prepared (or found prepared) last; None if there is none."""
-    folders = (path.parent for path in (paths.home() / "data").glob("*/pretrain_train.bin"))
-    metas = [folder / "meta.json" for folder in folders if (folder / "meta.json").is_file()]
-    return load_corpus(max(metas, key=lambda meta: meta.stat().st_mtime_ns).parent) if metas else None
+    tokens = (paths.home() / "data").glob("*/pretrain_train.bin")
+    metas = paths.newest_first(file.with_name("meta.json") for file in tokens)
+    return load_corpus(metas[0].parent) if metas else None
 
 
 def prepare_qa(qa: str | Source, tok: Tokenizer, block_size: int, *, seed: int = 0, size: str = "default") -> QAData:
@@ -138,6 +138,7 @@ def prepare_qa(qa: str | Source, tok: Tokenizer, block_size: int, *, seed: int =
     }  # fmt: skip
     with contextlib.suppress(UserError):
         if derived.items() <= (data := load_qa(folder)).meta.items():
+            _use(folder)
             return data
         del data  # Windows replaces no file that is still mapped
     with _all_or_nothing(folder):
@@ -188,9 +189,15 @@ def _prepared(folder: Path, derived: dict[str, Any]) -> CorpusData | None:
     with contextlib.suppress(UserError):
         data = load_corpus(folder)
         if derived.items() <= data.meta.items():
-            os.utime(folder / "meta.json")  # for last_prepared
+            _use(folder)
             return replace(data, reused=True)
     return None
+
+
+def _use(folder: Path) -> None:
+    """Make what is prepared in `folder` the newest: what was used last counts like what was prepared last."""
+    with contextlib.suppress(PermissionError):  # it may be somebody else's, to be read only
+        os.utime(folder / "meta.json")
 
 
 @contextlib.contextmanager

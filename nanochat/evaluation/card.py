@@ -229,9 +229,9 @@ def _questions(loaded: checkpoint.Checkpoint, notes: list[str]) -> QAData | None
 
 def _prepared(tokenizer: Tokenizer) -> dict[str, Path]:
     """Fingerprint of the source → folder of each prepared set of questions, the newest first; damaged ones are left out."""
-    files = [file.with_name("meta.json") for file in (paths.home() / "data").glob("*/qa_val.jsonl")]
-    found = {}
-    for _, file in sorted((-file.stat().st_mtime_ns, file) for file in files if file.is_file()):
+    files = (file.with_name("meta.json") for file in (paths.home() / "data").glob("*/qa_val.jsonl"))
+    found: dict[str, Path] = {}
+    for file in paths.newest_first(files):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             meta = json.loads(file.read_text(encoding="utf-8"))
             if meta["tokenizer_fingerprint"] == tokenizer.fingerprint:
