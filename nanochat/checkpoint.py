@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import devices, paths
+from . import devices, files, paths
 from .config import ModelConfig, UserError
 from .model import GPT
 from .tokenizer import Tokenizer
@@ -47,8 +47,13 @@ def fingerprint(weights: dict[str, Tensor]) -> str:
 
 def save_file(path: Path, content: dict[str, Any]) -> None:
     """Write plain values and tensors to `path` atomically. Raises OSError if the disk fails."""
-    with paths.atomic_write(path) as file:
-        torch.save({"format": FORMAT, **content}, file)
+    with files.atomic_write(path) as file:
+        try:
+            torch.save({"format": FORMAT, **content}, file)
+        except RuntimeError as error:  # what the archive's writer makes of a write that failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_file(path: Path, *, check: bool = True) -> dict[str, Any]:
@@ -177,16 +182,13 @@ def _models() -> list[tuple[str, str, Path, dict[str, Any]]]:
     """`available`, with the metadata of each model."""
     out, box = paths.home() / "out", paths.box_dir()
     trained = [folder for folder in out.iterdir() if folder.name != paths.BOX] if out.is_dir() else []
-    found = []
-    for folder in (*trained, box):
-        for stage in reversed(paths.STAGES):
-            path = folder / f"{folder.name}_{stage}.pt"
-            if path.is_file():
-                found.append((path.stat().st_mtime, folder.name, stage, path))
-    newest = {run: max(time for time, other, _, _ in found if other == run) for _, run, _, _ in found}
-    found.sort(key=lambda item: (in_box(item[3]), -newest[item[1]], item[1], -paths.STAGES.index(item[2])))
-    metas = [(run, stage, path, _meta(path)) for _, run, stage, path in found]
-    models = [(run, stage, path, meta) for run, stage, path, meta in metas if meta is not None]
+    stages = tuple(reversed(paths.STAGES))
+    files = [folder / f"{folder.name}_{stage}.pt" for folder in trained for stage in stages]
+    folders = dict.fromkeys(path.parent for path in paths.newest_first(files))
+    found = [
+        (folder.name, stage, folder / f"{folder.name}_{stage}.pt") for folder in (*folders, box) for stage in stages
+    ]
+    models = [(run, stage, path, meta) for run, stage, path in found if (meta := _meta(path)) is not None]
     return sorted(models, key=lambda model: is_standin(model[3]))  # stable
 
 

@@ -1,31 +1,27 @@
-"""Where things are, from any working directory, and how files are written so that nobody ever sees half of one."""
+"""Where things are, from any working directory."""
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
 
 from .config import UserError, safe_name, unknown
 
 __all__ = [
     "BOX",
     "STAGES",
-    "atomic_write",
     "box_dir",
     "card_path",
     "checkpoint_path",
     "data_dir",
     "feedback_path",
-    "flush_folder",
     "home",
     "last_path",
     "metrics_path",
     "new_run",
+    "newest_first",
     "run_dir",
     "safe_name",
     "stage_name",
@@ -97,45 +93,13 @@ def feedback_path(run: str) -> Path:
     return data_dir("feedback") / f"{safe_name(run)}.jsonl"
 
 
-def flush_folder(path: Path) -> None:
-    """Put on the disk which files a folder has: until then a power cut can take a new one, however well it was flushed.
+def newest_first(files: Iterable[Path]) -> list[Path]:
+    """The files that exist, those changed last first: what "newest" and "last" mean everywhere.
 
-    Does nothing where the system cannot open folders, as on Windows, or cannot flush them, as on some shared disks.
-    Raises OSError if the disk fails.
+    Files changed at the same moment are in the order of their paths.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(fd)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a file that appears under `path` only when the block ends well.
-
-    It is written under a temporary name and flushed, then it gets its name, and the folder is flushed.
-
-    On any exception the temporary file is removed and what was at `path` before is untouched.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    encoding, newline = (None, None) if "b" in mode else ("utf-8", "\n")
-    try:
-        with os.fdopen(handle, mode, encoding=encoding, newline=newline) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    flush_folder(path.parent)
+    changed = []
+    for file in files:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            changed.append((-file.stat().st_mtime_ns, file))
+    return [file for _, file in sorted(changed)]

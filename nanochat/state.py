@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from . import checkpoint, paths
+from . import checkpoint, files
 from .config import UserError
 
 
@@ -60,6 +59,5 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a state to `path` and keep the previous one: even if interrupted, one of the two can be read."""
     checkpoint.save_file(unfinished_state(path), _cpu_state(state))
     if path.is_file():
-        os.replace(path, previous_state(path))
-    os.replace(unfinished_state(path), path)
-    paths.flush_folder(path.parent)
+        files.move(path, previous_state(path))
+    files.move(unfinished_state(path), path)

@@ -24,7 +24,7 @@ import regex
 import tiktoken
 
 from .config import UserError
-from .paths import atomic_write
+from .files import atomic_write
 
 if TYPE_CHECKING:
     import tokenizers

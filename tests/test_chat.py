@@ -347,7 +347,7 @@ def test_feedback_that_cannot_be_saved_is_told_and_saved_later(session: ChatSess
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(feedback.os, "write", full)
+        patch.setattr("os.write", full)
         session.thumb(answer, 1)
     assert "No space left on device" in said[0]
     session.comment(answer, "fine")

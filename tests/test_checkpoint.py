@@ -325,6 +325,14 @@ def test_the_newest_run_comes_first_and_its_last_stage_before_the_others(nanocha
     assert checkpoint.find("new", "base_model") == paths.checkpoint_path("new", "base_model")
 
 
+def test_of_runs_saved_at_the_same_moment_the_first_by_name_counts_as_the_newest(nanochat_home):
+    for run, stage in (("b", "base_model"), ("a", "base_model"), ("a", "fine_tuned")):
+        os.utime(saved(run, stage), (100, 100))
+    assert [(run, stage) for run, stage, _ in checkpoint.available()] == [
+        ("a", "fine_tuned"), ("a", "base_model"), ("b", "base_model")
+    ]  # fmt: skip
+
+
 def test_asking_for_what_there_is_not_says_what_there_is(nanochat_home):
     saved("mine")
     message = r"no trained model of run 'yours' at stage 'aligned'; trained so far: mine \(base_model\)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -13,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanochat.config import UserError
-from nanochat.data import textfiles
-from nanochat.data.sources import CORPORA, QA_SETS, Source, corpus_name, documents, locate, pieces
+from nanochat.data import sources, textfiles
+from nanochat.data.sources import CORPORA, QA_SETS, Kind, documents, resolve
 from nanochat.data.textfiles import strip_gutenberg
 from nanochat.tokenizer import train_bpe
 
@@ -33,7 +34,7 @@ def test_a_question_set_put_there_by_hand_is_found(name: str, nanochat_home: Pat
     path = nanochat_home / "data" / "downloads" / f"{name}.json"
     path.parent.mkdir(parents=True)
     path.write_text("[]")
-    assert locate(name, QA_SETS) == path
+    assert resolve(name, "qa").path == path
 
 
 def test_other_protocols_are_refused(nanochat_home: Path) -> None:
@@ -46,7 +47,7 @@ def test_other_protocols_are_refused(nanochat_home: Path) -> None:
 
 def test_the_almanac_is_the_first_corpus_and_needs_no_file(nanochat_home: Path) -> None:
     assert next(iter(CORPORA)) == next(iter(QA_SETS)) == "almanac"
-    assert locate("almanac") is locate("almanac", QA_SETS) is None
+    assert resolve("almanac").path is resolve("almanac", "qa").path is None
     assert sum(1 for _ in documents("almanac", size="smoke")) > 10
 
 
@@ -54,7 +55,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest(nanochat_home: Path) -> No
     with pytest.raises(UserError, match="did you mean 'tiny_shakespeare'"):
         list(documents("tiny_shakespear"))
     with pytest.raises(UserError, match="did you mean 'squad_v2'"):
-        locate("squadv2", QA_SETS)
+        resolve("squadv2", "qa")
 
 
 def test_a_missing_path_is_named(nanochat_home: Path, tmp_path: Path) -> None:
@@ -83,22 +84,61 @@ def test_a_missing_path_is_named(nanochat_home: Path, tmp_path: Path) -> None:
 )
 def test_a_path_has_a_safe_folder_name_of_its_own(tmp_path: Path, nanochat_home: Path, file: str, name: str) -> None:
     (tmp_path / file).write_text("text")
-    assert re.fullmatch(name, corpus_name(str(tmp_path / file)))
+    assert re.fullmatch(name, resolve(str(tmp_path / file)).name)
 
 
-@pytest.mark.parametrize("registry", [CORPORA, QA_SETS])
+@pytest.mark.parametrize("kind", ["corpus", "qa"])
 def test_names_that_differ_only_in_what_a_folder_cannot_hold_stay_apart(
-    tmp_path: Path, nanochat_home: Path, registry: dict[str, Source]
+    tmp_path: Path, nanochat_home: Path, kind: Kind
 ) -> None:
     files = ["红楼.txt", "西游.txt", "notes.v1.txt", "notes.v2.txt", "my notes.txt", "my_notes.txt", "my-notes!.txt",
              "x" * 70 + "a.txt", "x" * 70 + "b.txt"]  # fmt: skip
     for file in files:
         (tmp_path / file).write_text(file, encoding="utf-8")
-    assert len({corpus_name(str(tmp_path / file), registry).casefold() for file in files}) == len(files)
+    assert len({resolve(str(tmp_path / file), kind).name.casefold() for file in files}) == len(files)
 
 
 def test_registered_names_are_their_own_folders() -> None:
-    assert [corpus_name(name) for name in CORPORA] == list(CORPORA)
+    assert [resolve(name).name for name in CORPORA] == list(CORPORA)
+
+
+def test_a_source_is_resolved_once_and_then_holds_from_everywhere(
+    tmp_path: Path, nanochat_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "book.txt").write_text("one\n<|endoftext|>\ntwo")
+    monkeypatch.chdir(tmp_path / "in")
+    source = resolve("book.txt")
+    monkeypatch.chdir(tmp_path)
+    assert resolve(source) is source
+    assert list(documents(source)) == list(source.documents()) == ["one", "two"]
+    assert (source.name, source.origin, source.path) == ("book", str(source.path), tmp_path / "in" / "book.txt")
+    assert source.fingerprint == hashlib.sha256(source.path.read_bytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("spec", ["dracula", "https://example.org/some/book.txt"])
+def test_what_is_to_be_downloaded_is_not_downloaded_before_it_is_needed(
+    nanochat_home: Path, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    monkeypatch.setattr(sources, "fetch", lambda url, folder, name, **expected: Path(url, name))
+    source = resolve(spec)
+    assert list(nanochat_home.iterdir()) == []
+    assert source.folder.parent == nanochat_home / "data"
+    assert source.path == Path(source.url, source.file.name)
+
+
+def test_a_file_of_questions_and_a_corpus_of_one_name_have_folders_of_their_own(
+    tmp_path: Path, nanochat_home: Path
+) -> None:
+    (tmp_path / "notes.jsonl").write_text("{}")
+    folders = [resolve(str(tmp_path / "notes.jsonl"), kind).folder.name for kind in ("corpus", "qa")]
+    assert folders == ["notes", "notes_qa"]
+    assert [resolve(name, "qa").folder.name for name in ("almanac", "squad_v2")] == ["almanac_qa", "squad_v2"]
+
+
+def test_the_almanac_is_another_for_each_size_and_seed() -> None:
+    made = [resolve("almanac", size=size, seed=seed) for size in ("smoke", "full") for seed in (0, 1)]
+    assert len({source.fingerprint for source in made}) == 4
 
 
 # --- files ---
@@ -204,7 +244,7 @@ def in_small_pieces(folder: Path, text: str) -> tuple[list[textfiles.Piece], lis
     path.write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(textfiles, "PIECE", 16)
-        return list(pieces(str(path))), list(documents(str(path)))
+        return list(resolve(str(path)).pieces()), list(documents(str(path)))
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +314,7 @@ def test_the_licence_is_stripped_from_files_piece_by_piece(put: Put, monkeypatch
     long = "\n".join(f"Line {i} of the tale." for i in range(500))
     text = f"{HEAD}{START}\n{long}\n\n{END}{FOOT * 100}"
     monkeypatch.setattr(textfiles, "PIECE", 1000)
-    found = list(pieces(put("a.txt", text)))
+    found = list(resolve(put("a.txt", text)).pieces())
     kept = "".join(piece.text for piece in found)
     assert kept.strip() == long
     assert sum(piece.stripped for piece in found) == len(text) - len(kept)

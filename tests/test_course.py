@@ -147,7 +147,8 @@ def test_a_file_is_found_from_where_the_course_was_started(nanochat_home, tmp_pa
     """Notebooks run in their own folder, where a relative path would mean another file."""
     write(nanochat_home, "01_one")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    (elsewhere / "text.txt").write_text("A text.")
+    for name in ("text.txt", "almanac"):  # a registered name means what is registered, whatever lies around
+        (elsewhere / name).write_text("A text.")
     monkeypatch.chdir(elsewhere)
     seen = []
 

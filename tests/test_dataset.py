@@ -23,6 +23,7 @@ from nanochat.data import textfiles, tokenfiles
 from nanochat.data.corpus import CorpusData, batch, last_prepared, load_corpus, prepare_corpus, prepare_qa, val_windows
 from nanochat.data.questions import Conversation, Turn, load_qa, read_qa, render
 from nanochat.data.tokenfiles import readable
+from nanochat.paths import newest_first
 from nanochat.tokenizer import Tokenizer, train_bpe
 
 FILES = [
@@ -282,6 +283,29 @@ def test_the_corpus_prepared_or_used_last_is_found(book: Path, stories: Path) ->
         prepare_corpus(str(path), "bpe:300")
         found = last_prepared()
         assert found is not None and found.name == path.stem
+
+
+def test_of_corpora_prepared_at_the_same_moment_the_first_by_name_is_the_last_prepared(
+    book: Path, stories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (stories, book):
+        os.utime(prepare_corpus(str(path), "bpe:300").folder / "meta.json", (100, 100))
+    glob = Path.glob
+    for backwards in (False, True):  # in whatever order the system lists them
+        monkeypatch.setattr(Path, "glob", lambda *args, b=backwards: iter(sorted(glob(*args), reverse=b)))
+        found = last_prepared()
+        assert found is not None and found.name == "book"
+
+
+def test_questions_that_are_used_again_are_the_newest(tmp_path: Path, nanochat_home: Path, tok: Tokenizer) -> None:
+    asked = [json.dumps({"question": f"{i}?", "answer": "yes"}) for i in range(20)]
+    specs = namesakes(tmp_path, ".jsonl", "\n".join(asked), "\n".join(asked[:15]))
+    metas = [prepare_qa(spec, tok, 64).folder / "meta.json" for spec in specs]
+    for meta, time in zip(metas, (100, 200), strict=True):
+        os.utime(meta, (time, time))
+    assert newest_first(metas) == [metas[1], metas[0]]
+    prepare_qa(specs[0], tok, 64)
+    assert newest_first(metas) == metas
 
 
 # --- files of one name ---

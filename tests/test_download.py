@@ -23,7 +23,7 @@ import pytest
 from nanochat.config import UserError
 from nanochat.data import download
 from nanochat.data.download import fetch
-from nanochat.data.sources import CORPORA, QA_SETS, corpus_name, documents, locate
+from nanochat.data.sources import CORPORA, QA_SETS, documents, resolve
 
 BODY = bytes(range(256)) * 2000  # half a megabyte: more than one read on either side
 
@@ -235,7 +235,7 @@ def test_no_network_is_one_error_that_says_where_to_put_the_file(
 ) -> None:
     server.server_close()
     with pytest.raises(UserError, match="ConnectionError"):
-        locate(server.url)
+        resolve(server.url).path  # noqa: B018
     assert leftovers(nanochat_home / "data") == []
 
 
@@ -243,7 +243,7 @@ def test_a_full_disk_is_named(server: Server, tmp_path: Path, monkeypatch: pytes
     def full(_handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(download.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match=r"\(No space left on device\)"):
         fetch(server.url, tmp_path, "text.txt")
 
@@ -262,7 +262,7 @@ def test_a_url_is_downloaded_and_read(server: Server, nanochat_home: Path) -> No
     assert list(documents(server.url)) == ["one", "two"]
     assert list(documents(server.url)) == ["one", "two"]
     assert len(server.asked) == 1
-    assert corpus_name(server.url) == "text"
+    assert resolve(server.url).name == "text"
 
 
 # --- the expected file ---
@@ -315,7 +315,7 @@ def test_another_file_than_the_pinned_one_is_refused(
     registry = PINNED[name]
     monkeypatch.setitem(registry, name, replace(registry[name], url=server.url))
     with pytest.raises(UserError, match=f"not the expected file.*{registry[name].sha256}"):
-        locate(name, registry)
+        resolve(name, "corpus" if registry is CORPORA else "qa").path  # noqa: B018
 
 
 # --- several at a time ---

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.chat import feedback
 from nanochat.chat.feedback import (
     Record,
     Store,
@@ -98,9 +97,9 @@ def test_a_new_file_is_on_the_disk_with_its_name_and_an_old_one_needs_that_no_mo
     monkeypatch.setattr(os, "fsync", lambda fd: (flushed.append(os.path.realpath(f"/dev/fd/{fd}")), real(fd)))
     path = tmp_path.resolve() / "feedback" / "x.jsonl"
     append(path, record())
-    assert flushed == [str(path), str(path.parent)]
+    assert flushed == [str(path.parent.parent), str(path), str(path.parent)]
     append(path, record())
-    assert flushed[2:] == [str(path)]
+    assert flushed[3:] == [str(path)]
 
 
 @pytest.mark.parametrize(
@@ -179,20 +178,20 @@ def test_a_full_disk_is_told_and_the_feedback_written_once_there_is_room(tmp_pat
     def full(fd: int, line: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(feedback.os, "write", full)
+    monkeypatch.setattr(os, "write", full)
     assert "No space left on device" in store.add(record(about="1"))
     assert "2 kept in memory" in store.add(record(about="2"))
     assert [r.about for r in store.records(loud)] == ["1", "2"], "what waits in memory counts already"
-    monkeypatch.setattr(feedback.os, "write", real)
+    monkeypatch.setattr(os, "write", real)
     assert store.add(record(about="3")) == ""
     assert [r.about for r in read(store.path, loud)] == ["1", "2", "3"] and store.pending == []
 
 
 def test_half_a_line_on_a_full_disk_is_written_again_whole(tmp_path: Path, monkeypatch):
     store, real = Store(tmp_path / "x.jsonl"), os.write
-    monkeypatch.setattr(feedback.os, "write", lambda fd, line: real(fd, line[:30]))
+    monkeypatch.setattr(os, "write", lambda fd, line: real(fd, line[:30]))
     assert store.add(record())
-    monkeypatch.setattr(feedback.os, "write", real)
+    monkeypatch.setattr(os, "write", real)
     assert store.retry() == ""
     assert len(read(store.path, lambda said: None)) == 1
 
@@ -203,9 +202,9 @@ def test_a_line_written_again_after_a_failed_fsync_counts_once(tmp_path: Path, m
     def broken(fd: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(feedback.os, "fsync", broken)
+    monkeypatch.setattr(os, "fsync", broken)
     assert store.add(record())
-    monkeypatch.setattr(feedback.os, "fsync", real)
+    monkeypatch.setattr(os, "fsync", real)
     assert store.retry() == ""
     assert len(read(store.path, loud)) == 1
 

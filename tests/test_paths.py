@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import errno
+import itertools
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from nanochat import paths
 from nanochat.config import UserError
-from nanochat.paths import atomic_write, flush_folder, safe_name
+from nanochat.paths import safe_name
 
 
 def test_home_is_the_checkout_wherever_one_stands(monkeypatch, tmp_path):
@@ -74,83 +73,20 @@ def test_an_unknown_stage_is_answered_with_the_nearest():
         paths.checkpoint_path("nano", "finetuned")
 
 
-def test_a_written_file_appears_whole_and_alone(tmp_path):
-    with atomic_write(tmp_path / "new" / "a.bin") as file:
-        file.write(b"abc")
-        assert not (tmp_path / "new" / "a.bin").exists()
-    assert (tmp_path / "new" / "a.bin").read_bytes() == b"abc"
-    assert os.listdir(tmp_path / "new") == ["a.bin"]
-
-
-def test_text_is_utf8_with_unix_line_ends_on_every_system(tmp_path):
-    with atomic_write(tmp_path / "a.txt", "w") as file:
-        file.write("é\n👋\n")
-    assert (tmp_path / "a.txt").read_bytes() == "é\n👋\n".encode()
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
-@pytest.mark.parametrize("before", [None, b"before"])
-def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path, error, before):
-    path = tmp_path / "a.bin"
-    if before is not None:
-        path.write_bytes(before)
-    with pytest.raises(error), atomic_write(path) as file:
-        file.write(b"half")
-        raise error
-    assert os.listdir(tmp_path) == ([] if before is None else ["a.bin"])
-    assert before is None or path.read_bytes() == before
-
-
-@pytest.mark.parametrize("function", ["replace", "fsync", "chmod"])
-def test_a_disk_that_fails_at_the_end_leaves_what_was_there(tmp_path, monkeypatch, function):
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"before")
-
-    def fail(*args):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, function, fail)
-    with pytest.raises(OSError, match="no space left"), atomic_write(path) as file:
-        file.write(b"new")
-    monkeypatch.undo()
-    assert path.read_bytes() == b"before"
-    assert os.listdir(tmp_path) == ["a.bin"]
-
-
-def test_the_data_is_on_the_disk_before_the_name_is(tmp_path, monkeypatch):
-    order = []
-    fsync, replace = os.fsync, os.replace
-
-    def flushed(fd: int) -> None:
-        found = os.fstat(fd)
-        order.append("folder" if stat.S_ISDIR(found.st_mode) else f"file of {found.st_size}")
-        fsync(fd)
-
-    monkeypatch.setattr(os, "fsync", flushed)
-    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("name"), replace(a, b)))
-    with atomic_write(tmp_path / "a.bin") as file:
-        file.write(b"abc")
-    assert order == ["file of 3", "name", *(["folder"] if os.name == "posix" else [])]
-
-
-def test_a_folder_that_the_system_cannot_open_or_flush_is_passed_over_and_a_broken_disk_is_not(tmp_path, monkeypatch):
-    flush_folder(tmp_path / "none")
-
-    def fail(fd: int) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(os, "fsync", fail)
-    code = errno.EINVAL
-    flush_folder(tmp_path)
-    if os.name == "posix":
-        code = errno.EIO
-        with pytest.raises(OSError, match=os.strerror(code)):
-            flush_folder(tmp_path)
-
-
 def test_importing_the_package_loads_nothing_heavy():
     code = (
         "import sys, nanochat, nanochat.config, nanochat.paths; print({'torch', 'numpy', 'IPython'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_newest_is_what_was_changed_last_and_of_the_same_moment_the_first_by_path(tmp_path):
+    times = {"a/x": 100, "b/x": 300, "c/x": 200, "d/x": 200}
+    for name, time in times.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time, time))
+    wanted = [tmp_path / name for name in ("b/x", "c/x", "d/x", "a/x")]
+    for files in itertools.permutations([*wanted, tmp_path / "e" / "x", tmp_path / "a" / "x" / "y"]):
+        assert paths.newest_first(files) == wanted

@@ -400,7 +400,7 @@ def test_a_full_disk_is_told_and_the_feedback_saved_once_there_is_room(app: Play
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(feedback.os, "write", full)
+        patch.setattr("os.write", full)
         app.views[0].answers[0].helpful.click()
         assert "No space left on device" in app.status.value and records() == []
     app.feedback.refresh()

@@ -81,7 +81,7 @@ def test_preparing_leaves_train_and_val_files_that_hold_every_conversation_once(
     convs = many(50)
     data = prepare(convs, tmp_path / "set", origin={"source_fingerprint": "abc"})
     assert sorted(path.name for path in data.folder.iterdir()) == [
-        "meta.json", "qa_train.bin", "qa_val.bin", "qa_val.jsonl",
+        "meta.json", "qa_input.json", "qa_train.bin", "qa_val.bin", "qa_val.jsonl",
     ]  # fmt: skip
     whole = sorted(split_texts(data, "train") + split_texts(data, "val"))
     assert whole == sorted(TOK.decode(questions.render(conv, TOK)) for conv in convs)
@@ -170,7 +170,7 @@ def test_a_failure_half_way_leaves_the_prepared_set_as_it_was(tmp_path):
     before = prepare(many(20), tmp_path / "set").meta
     with pytest.raises(UserError, match="1001"):
         questions.write_qa(failing(), tmp_path / "set", "set", TOK, block_size=64)
-    assert len(list((tmp_path / "set").iterdir())) == 4
+    assert len(list((tmp_path / "set").iterdir())) == 5
     assert questions.load_qa(tmp_path / "set").meta == before
 
 

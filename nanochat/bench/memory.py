@@ -7,13 +7,13 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
+from .. import files
 from ..config import UserError
 
 _PAUSE = 0.02  # seconds between two looks
@@ -34,7 +34,7 @@ def _now_mb(process: psutil.Process) -> float:
 def peak_mb(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[float, float]:
     """Run Python with `arguments`; returns its peak memory in MB and the seconds it took. Raises UserError if it fails."""
     begin, peak = time.perf_counter(), 0.0
-    with tempfile.TemporaryFile("w+") as said:
+    with files.scratch() as said:
         child = subprocess.Popen(
             [sys.executable, *arguments], stdout=said, stderr=said, env={**os.environ, **(environment or {})}
         )
@@ -48,7 +48,7 @@ def peak_mb(arguments: Sequence[str], environment: Mapping[str, str] | None = No
             child.wait()
         if child.returncode:
             said.seek(0)
-            last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
+            last = (said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
             raise UserError(f"a part of the bench failed ({last})")
     return peak, time.perf_counter() - begin
 

@@ -131,12 +131,12 @@ def _lines(what: str, seconds: float, changes: dict[str, Any]) -> Iterator[tuple
 
     Raises UserError if the corpus is neither here nor to be had (it says where to put it), or if the training fails.
     """
-    path = sources.locate(CORPUS)
+    path = sources.resolve(CORPUS).path
     assert path is not None
     with tempfile.TemporaryDirectory() as folder:
         downloads = Path(folder) / "data" / "downloads"
         downloads.mkdir(parents=True)
-        shutil.copy(path, downloads / sources.CORPORA[CORPUS].file_name)
+        shutil.copy(path, downloads / path.name)
         environment = {**os.environ, "NANOCHAT_HOME": folder}
         if what == "recipe":  # the other is measured by the step: what is compiled already will do
             environment["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "compiled")

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..config import UserError
 from ..figures import style
-from ..paths import atomic_write
+from ..files import atomic_write
 from .machine import sentence
 from .rows import Row, from_record
 

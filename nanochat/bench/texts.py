@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
+from .. import files
 from ..config import UserError
 from ..data import almanac
 from ..data.textfiles import PIECE
@@ -93,7 +94,7 @@ def preparation(sizes_mb: Sequence[float] = SIZES_MB) -> list[Row]:
     for size in sizes_mb:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "text.txt"
-            with path.open("w", encoding="utf-8", newline="\n") as file:
+            with files.atomic_write(path, "w") as file:
                 file.writelines(written_text(round(size * 1e6)))
             arguments = ["-m", "nanochat", "prepare", "--corpus", str(path), "--tokenizer", "bpe:1024"]
             peak, seconds = peak_mb(arguments, {"NANOCHAT_HOME": folder})

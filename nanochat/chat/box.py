@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint, config, paths
+from .. import checkpoint, config, files, paths
 from ..config import UserError
 from ..evaluation import card as report_cards
 
@@ -78,9 +78,9 @@ def make(run: str, command: str, limit: int | None = None) -> Path:
     path = pack(run)
     card = report_cards.report_card(paths.BOX, limit_per_split=limit, progress=_progress)
     meta = checkpoint.read_meta(path)
-    with paths.atomic_write(path.with_name(f"{meta['stage']}_card.json"), "w") as file:
+    with files.atomic_write(path.with_name(f"{meta['stage']}_card.json"), "w") as file:
         json.dump(card, file, indent=1)
-    with paths.atomic_write(path.with_name("README.md"), "w") as file:
+    with files.atomic_write(path.with_name("README.md"), "w") as file:
         file.write(describe(card, meta, command))
     return path
 

@@ -7,9 +7,7 @@ several notebooks can share the file, and a line cut short by a crash or a full 
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +18,8 @@ from typing import Any, get_args
 
 from ..config import UserError, unknown, whole_text
 from ..data.conversation import Conversation, Role, Turn
-from ..paths import flush_folder, safe_name, stage_name
+from ..files import append_line
+from ..paths import safe_name, stage_name
 
 SCHEMA = 1
 # The kinds of feedback: those with an integer value, and the values allowed; then those with a text
@@ -131,27 +130,8 @@ def _text(value: Any) -> str:
 
 
 def append(path: Path, record: Record) -> None:
-    """Append one line durably: a single write, then fsync. Raises OSError if the write fails.
-
-    If the file does not end with a newline, another writer crashed in the middle of a line, so this line starts with a
-    newline. (If that writer is still running, the result is an empty line, which readers skip.)
-    """
-    line = whole_text(json.dumps(to_json(record), ensure_ascii=False)).encode() + b"\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
-    try:
-        end = os.lseek(fd, 0, os.SEEK_END)
-        if end:
-            os.lseek(fd, end - 1, os.SEEK_SET)
-            if os.read(fd, 1) != b"\n":
-                line = b"\n" + line
-        if os.write(fd, line) < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    if not end:  # the file is new
-        flush_folder(path.parent)
+    """Append one line durably. Raises OSError if the write fails."""
+    append_line(path, whole_text(json.dumps(to_json(record), ensure_ascii=False)))
 
 
 def read(path: Path, say: Callable[[str], None] = print) -> list[Record]:

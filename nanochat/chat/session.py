@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import paths
+from .. import files, paths
 from ..checkpoint import Checkpoint
 from ..config import UserError, whole_text
 from ..data import questions
@@ -314,7 +314,7 @@ class ChatSession:
     def save(self, path: Path) -> None:
         """Write the conversation as JSON, to be continued later with `load`."""
         exchanges = [asdict(exchange) for exchange in self.exchanges]
-        with paths.atomic_write(path, "w") as file:
+        with files.atomic_write(path, "w") as file:
             json.dump({"transcript": TRANSCRIPT, "exchanges": exchanges}, file)
 
     def load(self, path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import checkpoint, paths
+from .. import checkpoint, files, paths
 from ..config import UserError
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def serve(run: str | None, stage: str | None, port: int = 0, say: Callable[[str]
 
     with tempfile.TemporaryDirectory(prefix="nanochat-") as folder:
         file = Path(folder) / "nanochat.ipynb"
-        file.write_text(notebook(run, stage), encoding="utf-8")
+        with files.atomic_write(file, "w") as page:
+            page.write(notebook(run, stage))
         app = Local(config=Config(_options(port)))
         app.initialize([str(file)])
         IOLoop.current().add_callback(say, f"The playground is at http://{HOST}:{port}/ (Ctrl-C ends it).")

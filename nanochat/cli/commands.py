@@ -12,11 +12,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import config, paths
+from .. import config, files, paths
 from ..config import Profile, UserError
 
 if TYPE_CHECKING:
     from ..data.corpus import CorpusData
+    from ..data.sources import Source
     from ..trainer import StepReport, TrainSettings
 
 # Heavy modules are imported inside the commands that need them, so that a wrong argument is reported at once.
@@ -38,11 +39,13 @@ def one_line(error: BaseException) -> str:
 def prepare(args: argparse.Namespace) -> None:
     """Tokenize a corpus, questions and answers, or both into token files."""
     from ..data import corpus as corpus_files
+    from ..data import sources
 
     profile: Profile = args.profile
-    corpus, questions = args.corpus, args.qa
-    if corpus is None and questions is None:
-        corpus, questions = profile.corpus, profile.qa
+    corpus, asked = args.corpus, args.qa
+    if corpus is None and asked is None:
+        corpus, asked = profile.corpus, profile.qa
+    questions = None if asked is None else sources.resolve(asked, "qa", size=profile.size)
     if corpus is None:
         data = _corpus_for_questions(args)
     else:
@@ -55,7 +58,7 @@ def prepare(args: argparse.Namespace) -> None:
         )
     if questions is not None:
         block_size = config.model_config(args.model or profile.model, data.tokenizer.vocab_size).block_size
-        found = corpus_files.prepare_qa(questions, data.tokenizer, block_size, size=profile.size)
+        found = corpus_files.prepare_qa(questions, data.tokenizer, block_size)
         print(
             f"{found.folder}: {found.meta['train']['conversations']:,} training and "
             f"{found.meta['val']['conversations']:,} validation conversations; {found.meta['dropped']:,} dropped "
@@ -72,20 +75,16 @@ def _corpus_for_questions(args: argparse.Namespace) -> CorpusData:
     from ..data import sources
 
     last = None if args.named_profile else corpus_files.last_prepared()
-    data = last or corpus_files.load_corpus(paths.data_dir(sources.corpus_name(args.profile.corpus)))
+    data = last or corpus_files.load_corpus(sources.resolve(args.profile.corpus).folder)
     spec = data.meta["tokenizer_spec"]
     if args.tokenizer not in (None, spec):
         raise UserError(f"the corpus {data.name} has tokenizer {spec}, not {args.tokenizer}; give --corpus as well")
     return data
 
 
-def _check_readable(questions: str) -> None:
+def _check_readable(questions: Source) -> None:
     """Raise UserError if the questions cannot be read."""
-    from ..data import questions as qa
-    from ..data import sources
-
-    path = sources.locate(questions, sources.QA_SETS)
-    for _ in qa.read_qa(path) if path else ():
+    for _ in questions.conversations() if questions.path else ():
         pass
 
 
@@ -136,7 +135,7 @@ def finetune(args: argparse.Namespace) -> None:
         begun, meta = stages.begun(run, "fine_tuned")
         settings = _settings_to_resume(args, begun, "fine_tuned")
         questions, size = args.qa or meta["qa"], meta["size"]
-        if len({sources.corpus_name(spec, sources.QA_SETS) for spec in (questions, meta["qa"])}) > 1:
+        if len({sources.resolve(spec, "qa").name for spec in (questions, meta["qa"])}) > 1:
             raise UserError(
                 f"run {run!r} is being finetuned on {meta['qa']}, not {questions}; leave out --qa or --resume"
             )
@@ -184,7 +183,7 @@ def _corpus_to_resume(run: str, before: dict[str, Any], args: argparse.Namespace
     from ..data import sources
 
     data = corpus_files.load_corpus(paths.data_dir(before["corpus"]))
-    asked = {"corpus": args.corpus and sources.corpus_name(args.corpus), "tokenizer": args.tokenizer}
+    asked = {"corpus": args.corpus and sources.resolve(args.corpus).name, "tokenizer": args.tokenizer}
     for what, there in (("corpus", data.name), ("tokenizer", data.meta["tokenizer_spec"])):
         if asked[what] not in (None, there):
             raise UserError(f"run {run!r} began with {what} {there}, not {asked[what]}; leave out --{what} or --resume")
@@ -208,7 +207,7 @@ def _corpus_to_train_on(args: argparse.Namespace) -> CorpusData:
     corpus = corpus or args.profile.corpus
     if tokenizer is None and not args.named_profile:
         with contextlib.suppress(UserError):
-            tokenizer = corpus_files.load_corpus(paths.data_dir(sources.corpus_name(corpus))).meta["tokenizer_spec"]
+            tokenizer = corpus_files.load_corpus(sources.resolve(corpus).folder).meta["tokenizer_spec"]
     return _prepared(corpus, tokenizer or args.profile.tokenizer, args.profile)
 
 
@@ -258,7 +257,7 @@ def evaluate(args: argparse.Namespace) -> None:
     limit = args.limit or args.profile.eval_questions
     card = report_cards.report_card(args.run, stage=args.stage, limit_per_split=limit, progress=_show_progress)
     if args.json:
-        with paths.atomic_write(args.json, "w") as file:
+        with files.atomic_write(args.json, "w") as file:
             json.dump(card, file, indent=1)
     print(card_text.plain(report_cards.format_card(card)))
 

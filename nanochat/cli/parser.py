@@ -71,14 +71,14 @@ def _model(name: str) -> str:
 def _corpus_spec(spec: str) -> str:
     from ..data import sources
 
-    sources.corpus_name(spec)
+    sources.resolve(spec)
     return spec
 
 
 def _qa_spec(spec: str) -> str:
     from ..data import sources
 
-    sources.corpus_name(spec, sources.QA_SETS)
+    sources.resolve(spec, "qa")
     return spec
 
 

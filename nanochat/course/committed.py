@@ -14,7 +14,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
-from .. import paths
+from .. import files, paths
 
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
@@ -112,5 +112,5 @@ def _outputs(cell: NotebookNode, count: int) -> list[dict[str, Any]]:
 def commit(executed: Path, committed: Path) -> None:
     """Overwrite the committed notebook with the normalized form of an executed one."""
     notebook = nbformat.read(executed, as_version=4)
-    with paths.atomic_write(committed, "w") as file:
+    with files.atomic_write(committed, "w") as file:
         file.write(nbformat.writes(normalize(notebook)) + "\n")

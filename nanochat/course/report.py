@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import torch
 
-from .. import __version__, checkpoint, paths
+from .. import __version__, checkpoint, files, paths
 from ..config import Profile, UserError
 from ..evaluation import card as report_cards
 from ..figures import plots
@@ -24,7 +24,7 @@ from ..train.progress import duration
 def save_card(run: str, stage: str, card: dict[str, Any]) -> Path:
     """Save a report card, to be included in the report; returns its path."""
     path = paths.card_path(run, stage)
-    with paths.atomic_write(path, "w") as file:
+    with files.atomic_write(path, "w") as file:
         json.dump(card, file, indent=1)
     return path
 
@@ -104,7 +104,7 @@ def _pictures(run: str) -> list[tuple[str, str]]:
         for draw in (plots.losses, plots.learning_rate, plots.speed, plots.memory):
             figure, sentence = draw(records)
             name = f"{stage}_{draw.__name__}.png"
-            with paths.atomic_write(paths.run_dir(run) / "figures" / name) as file:
+            with files.atomic_write(paths.run_dir(run) / "figures" / name) as file:
                 file.write(plots.png(figure, dpi=100))
             drawn.append((name, sentence))
     return drawn
@@ -170,7 +170,7 @@ def write(chosen: Profile, executed: list[dict[str, Any]], failure: str | None =
     """
     content = collect(chosen, executed, failure)
     folder = paths.run_dir(chosen.run)
-    with paths.atomic_write(folder / "report.json", "w") as file:
+    with files.atomic_write(folder / "report.json", "w") as file:
         json.dump(content, file, indent=1)
     lines = _opening(content)
     if content["models"]:
@@ -183,6 +183,6 @@ def write(chosen: Profile, executed: list[dict[str, Any]], failure: str | None =
     for name, sentence in pictures:
         lines += ["", f"![{sentence}](figures/{name})", "", sentence]
     path = folder / "report.md"
-    with paths.atomic_write(path, "w") as file:
+    with files.atomic_write(path, "w") as file:
         file.write("\n".join(lines) + "\n")
     return path

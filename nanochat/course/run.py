@@ -104,19 +104,14 @@ def _check(given: Mapping[str, str]) -> dict[str, str]:
 
     Raises UserError for values that a notebook would refuse, before any notebook has run.
     """
-    checks: dict[str, Callable[[str], Any]] = {
-        "corpus": sources.corpus_name,
-        "qa": lambda spec: sources.corpus_name(spec, sources.QA_SETS),
-        "tokenizer": parse_spec,
-        "device": devices.pick_device,
-    }
+    checks: dict[str, Callable[[str], Any]] = {"tokenizer": parse_spec, "device": devices.pick_device}
     for name in checks.keys() & {name for name, value in given.items() if value}:
         checks[name](given[name])
     for name in ("steps", "minutes", "seed"):
         if given.get(name, "").strip().startswith("-"):
             raise UserError(f"parameter {name} must be at least 0, not {given[name]!r}")
-    files = {name: given[name] for name in ("corpus", "qa") if Path(given.get(name, "")).expanduser().is_file()}
-    return {**given, **{name: str(Path(file).expanduser().resolve()) for name, file in files.items()}}
+    kinds: tuple[sources.Kind, ...] = ("corpus", "qa")
+    return {**given, **{kind: sources.resolve(given[kind], kind).origin for kind in kinds if given.get(kind)}}
 
 
 # --- running it ---------------------------------------------------------------------------------------------------------

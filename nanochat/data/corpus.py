@@ -8,22 +8,22 @@ validation. However large the corpus is, only a few megabytes of it are in memor
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
-from .. import paths
+from .. import files, paths
 from ..config import UserError
 from ..tokenizer import Tokenizer, gpt2, parse_spec, train_bpe
-from . import download, jsonfiles, sources
-from .questions import Conversation, QAData, load_qa, read_qa, to_record, write_qa
+from . import jsonfiles, sources
+from .questions import QAData, load_qa, write_qa
+from .sources import Source
 from .textfiles import Piece
 from .tokenfiles import CHUNK, length, plain_texts, write
 
@@ -49,14 +49,14 @@ class CorpusData:
 
 
 def prepare_corpus(
-    corpus: str,
+    corpus: str | Source,
     tokenizer: str = "bpe:1024",
     *,
     seed: int = 0,
     size: str = "default",
     progress: Progress | None = None,
 ) -> CorpusData:
-    """Make data/<corpus>/ ready for pretraining; `corpus` is a name, a path or a URL.
+    """Make data/<corpus>/ ready for pretraining; `corpus` is a name, a path, a URL, or what `sources.resolve` made of one.
 
     Writes pretrain_input.txt (for people), pretrain_train.bin, pretrain_val.bin, the tokenizer and, last,
     meta.json. What was made from the same source with the same tokenizer is used again. `seed` and `size` are
@@ -65,24 +65,25 @@ def prepare_corpus(
     """
     report = progress or (lambda done, total, text: None)
     parse_spec(tokenizer)
-    name = sources.corpus_name(corpus)
-    folder = paths.data_dir(name)
-    path, fingerprint = _source(corpus, sources.CORPORA, size, seed)
+    source = sources.resolve(corpus, size=size, seed=seed)
+    folder, path = source.folder, source.path
     suffix = jsonfiles.suffix(path) if path else ""  # it decides how the file is read
-    derived = {"format": FORMAT, "source_fingerprint": fingerprint, "suffix": suffix, "tokenizer_spec": tokenizer}
+    derived = {
+        "format": FORMAT, "source_fingerprint": source.fingerprint, "suffix": suffix, "tokenizer_spec": tokenizer
+    }  # fmt: skip
     if (data := _prepared(folder, derived)) is not None:
         _report_end(report, data)
         return data
     total = path.stat().st_size if path else None
-    pieces = _reported(sources.pieces(corpus, size=size, seed=seed), total, report)
+    pieces = _reported(source.pieces(), total, report)
     with _all_or_nothing(folder):
         tok, pieces = _tokenizer(tokenizer, pieces)
         dtype = np.dtype(np.uint16 if tok.vocab_size <= 1 << 16 else np.uint32)
-        meta = {"name": name, "corpus": sources.source_of(corpus), **derived, "dtype": dtype.name}
+        meta = {"name": source.name, "corpus": source.origin, **derived, "dtype": dtype.name}
         meta |= {"tokenizer_fingerprint": tok.fingerprint, "vocab_size": tok.vocab_size}
-        meta |= write(pieces, folder, name, tok, dtype)
+        meta |= write(pieces, folder, source.name, tok, dtype)
         tok.save(folder)
-        with paths.atomic_write(folder / "meta.json", "w") as file:
+        with files.atomic_write(folder / "meta.json", "w") as file:
             json.dump(meta, file, indent=1)
     data = load_corpus(folder)
     _report_end(report, data)
@@ -117,50 +118,33 @@ def load_corpus(folder: Path) -> CorpusData:
 
 def last_prepared() -> CorpusData | None:
     """The corpus that was prepared (or found prepared) last; None if there is none."""
-    folders = (path.parent for path in (paths.home() / "data").glob("*/pretrain_train.bin"))
-    metas = [folder / "meta.json" for folder in folders if (folder / "meta.json").is_file()]
-    return load_corpus(max(metas, key=lambda meta: meta.stat().st_mtime_ns).parent) if metas else None
+    tokens = (paths.home() / "data").glob("*/pretrain_train.bin")
+    metas = paths.newest_first(file.with_name("meta.json") for file in tokens)
+    return load_corpus(metas[0].parent) if metas else None
 
 
-def prepare_qa(qa: str, tok: Tokenizer, block_size: int, *, seed: int = 0, size: str = "default") -> QAData:
-    """Make a question/answer set ready for finetuning with `tok`; `qa` is a name, a path or a URL.
+def prepare_qa(qa: str | Source, tok: Tokenizer, block_size: int, *, seed: int = 0, size: str = "default") -> QAData:
+    """Make a question/answer set ready for finetuning with `tok`; `qa` is given like a corpus.
 
-    Its folder is data/<qa>, or data/<qa>_qa where the name is not registered or a corpus has it too. It holds
-    qa_input.json (all conversations, for people) and what `questions.write_qa` makes, which is reused if source, tokenizer,
-    block size and format are unchanged. Raises UserError, and leaves things as they were, for a set that cannot be read
-    or is of no use.
+    Its folder is data/<qa>, or data/<qa>_qa where the name is not registered or a corpus has it too. What
+    `questions.write_qa` made there is reused if source, tokenizer, block size and format are unchanged. Raises UserError,
+    and leaves things as they were, for a set that cannot be read or is of no use.
     """
-    name = sources.corpus_name(qa, sources.QA_SETS)
-    folder = paths.data_dir(name if name in sources.QA_SETS.keys() - sources.CORPORA.keys() else f"{name}_qa")
-    path, fingerprint = _source(qa, sources.QA_SETS, size, seed)
+    source = sources.resolve(qa, "qa", size=size, seed=seed)
+    folder = source.folder
     derived = {
-        "format": FORMAT, "source_fingerprint": fingerprint, "tokenizer_fingerprint": tok.fingerprint,
+        "format": FORMAT, "source_fingerprint": source.fingerprint, "tokenizer_fingerprint": tok.fingerprint,
         "block_size": block_size,
     }  # fmt: skip
     with contextlib.suppress(UserError):
         if derived.items() <= (data := load_qa(folder)).meta.items():
+            _use(folder)
             return data
         del data  # Windows replaces no file that is still mapped
-    if path is None:
-        from . import almanac
-
-        convs = almanac.conversations(size, seed)
-    else:
-        convs = read_qa(path)
-    with _all_or_nothing(folder), paths.atomic_write(folder / "qa_input.json", "w") as file:
-        origin = {"format": FORMAT, "qa": sources.source_of(qa, sources.QA_SETS), "source_fingerprint": fingerprint}
-        write_qa(_copied(convs, file), folder, name, tok, block_size=block_size, origin=origin)
+    with _all_or_nothing(folder):
+        origin = {"format": FORMAT, "qa": source.origin, "source_fingerprint": source.fingerprint}
+        write_qa(source.conversations(), folder, source.name, tok, block_size=block_size, origin=origin)
     return load_qa(folder)
-
-
-def _copied(convs: Iterable[Conversation], file: IO[str]) -> Iterator[Conversation]:
-    """The same, written to `file` on the way as a JSON list with a record in each line."""
-    comma = "[\n"
-    for conv in convs:
-        file.write(comma + json.dumps(to_record(conv), ensure_ascii=False))
-        comma = ",\n"
-        yield conv
-    file.write("\n]\n")
 
 
 def batch(
@@ -200,27 +184,20 @@ def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> tuple[n
     return rows[:, :-1], rows[:, 1:]
 
 
-def _source(spec: str, registry: dict[str, sources.Source], size: str, seed: int) -> tuple[Path | None, str]:
-    """The file of a source, if it has one, and a fingerprint of all that decides what is in it."""
-    if (path := sources.locate(spec, registry)) is not None:
-        return path, download.sha256(path)[:16]
-    from . import almanac
-
-    digest = hashlib.sha256(f"{size} {seed}".encode())
-    root = Path(almanac.__file__).parent
-    for file in sorted(file for file in root.rglob("*") if file.suffix in (".py", ".tsv", ".txt")):
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
-    return None, digest.hexdigest()[:16]
-
-
 def _prepared(folder: Path, derived: dict[str, Any]) -> CorpusData | None:
     """The corpus in `folder` if it was made as `derived` says, else None."""
     with contextlib.suppress(UserError):
         data = load_corpus(folder)
         if derived.items() <= data.meta.items():
-            os.utime(folder / "meta.json")  # for last_prepared
+            _use(folder)
             return replace(data, reused=True)
     return None
+
+
+def _use(folder: Path) -> None:
+    """Make what is prepared in `folder` the newest: what was used last counts like what was prepared last."""
+    with contextlib.suppress(PermissionError):  # it may be somebody else's, to be read only
+        os.utime(folder / "meta.json")
 
 
 @contextlib.contextmanager
@@ -239,7 +216,7 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
             if not existed:
                 folder.rmdir()
             elif said is not None and not meta.is_file() and _state(folder) == before:
-                with paths.atomic_write(meta) as file:
+                with files.atomic_write(meta) as file:
                     file.write(said)
         if isinstance(error, PermissionError):
             raise UserError(
@@ -251,8 +228,8 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
 
 def _state(folder: Path) -> dict[str, tuple[int, int]]:
     """Tells whether a file of a prepared set, other than meta.json, has been replaced."""
-    files = [file for file in folder.glob("[!.]*") if file.name != "meta.json"]
-    return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
+    others = [file for file in folder.glob("[!.]*") if file.name != "meta.json"]
+    return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in others}
 
 
 def _report_end(report: Progress, data: CorpusData) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import email.utils
 import functools
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import UserError
-from ..paths import atomic_write
+from ..files import atomic_write, open_partial, make_folder, move
 
 if TYPE_CHECKING:
     import requests
@@ -56,10 +55,10 @@ def fetch(url: str, folder: Path, name: str, *, expected: str = "") -> Path:
                     f"what {url} sends is not the expected file (sha256 {digest} instead of {expected}); "
                     f"try again later, or save the file by hand as {target}"
                 )
-            os.replace(part, target)
-            part.with_suffix(".etag").unlink(missing_ok=True)
-            with atomic_write(_checksum(target), "w") as file:
+            with atomic_write(_checksum(target), "w") as file:  # first: no download is there that cannot be checked
                 file.write(f"{digest}  {name}\n")
+            move(part, target)
+            part.with_suffix(".etag").unlink(missing_ok=True)
     except (requests.RequestException, OSError) as error:
         raise UserError(f"cannot download {url} ({_reason(error)}); save it by hand as {target}") from error
     return target
@@ -82,7 +81,7 @@ def _one_at_a_time(path: Path, name: str) -> Iterator[None]:
     """Hold the lock file `path`, which the operating system releases if this process dies."""
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     lock = FileLock(path)  # a new one each time, so that threads exclude each other too
     try:
         lock.acquire(timeout=0)
@@ -157,18 +156,17 @@ def _receive(url: str, part: Path) -> None:
         length = response.headers.get("Content-Length", "")
         total = start + int(length) if length.isdecimal() else None
         with (
-            part.open("ab" if start else "wb") as file,
+            open_partial(part, keep=start > 0) as file,
             tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem[1:], disable=None) as bar,
         ):
             tag = response.headers.get("ETag", "W/")
             if tag.startswith("W/"):  # a weak tag does not promise the same bytes
                 etag.unlink(missing_ok=True)
             else:
-                etag.write_text(tag, encoding="latin-1")
+                with atomic_write(etag) as kept:
+                    kept.write(tag.encode("latin-1"))
             for block in response.iter_content(1 << 16):
                 bar.update(file.write(block))
-            file.flush()
-            os.fsync(file.fileno())
     # requests also works with urllib3 1.26, which takes a connection that was closed early for the end of the file.
     if total not in (None, part.stat().st_size) and "Content-Encoding" not in response.headers:
         raise requests.ConnectionError(f"broke off after {part.stat().st_size} of {total} bytes")

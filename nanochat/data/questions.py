@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import tempfile
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..config import UserError
-from ..paths import atomic_write
+from ..files import atomic_write, scratch
 from .conversation import IDK, Conversation, Turn, ask, from_record, read_qa, to_record
 from .packing import Batch, MarkIds, Stream, answer_mask, epoch_order, fill, packed
 
@@ -82,7 +82,8 @@ def write_qa(
     block_size: int,
     origin: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write qa_train.bin, qa_val.bin (flat ids), qa_val.jsonl (records, to score answers) and meta.json.
+    """Write qa_input.json (all conversations, for people), qa_train.bin, qa_val.bin (flat ids), qa_val.jsonl (records, to
+    score answers) and, last, meta.json.
 
     Conversations whose split is not "train" are held out. Where there are none, a tenth of the passages (of the
     questions, where there are no passages) is held out, always the same. The validation loss, which chooses the best
@@ -94,14 +95,14 @@ def write_qa(
     `folder` keeps what it had until all is ready.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     dtype = np.dtype(np.uint16 if tok.vocab_size <= 2**16 else np.uint32)
-    # Which conversations are held out is known only at the end: until then they wait in a nameless file.
-    with tempfile.TemporaryFile(dir=folder.parent) as waiting:
-        kept, dropped = _spool(convs, waiting, name, tok, block_size, dtype)
+    # Which conversations are held out is known only at the end: until then all of them wait in nameless files.
+    with scratch(folder.parent) as waiting, scratch(folder.parent) as shown:
+        kept, dropped = _spool(_copied(convs, shown), waiting, name, tok, block_size, dtype)
         held_out = _held_out(kept, name)
         waiting.seek(0)
-        counts = _publish(waiting, kept, held_out, folder, tok, dtype)
+        shown.seek(0)
+        counts = _publish(waiting, shown, kept, held_out, folder, tok, dtype)
     meta = {
         "name": name,
         "block_size": block_size,
@@ -116,6 +117,16 @@ def write_qa(
     with atomic_write(folder / "meta.json", "w") as file:
         json.dump(meta, file, indent=1)
     return meta
+
+
+def _copied(convs: Iterable[Conversation], file: IO[bytes]) -> Iterator[Conversation]:
+    """The same, written to `file` on the way as a JSON list with a record in each line."""
+    comma = b"[\n"
+    for conv in convs:
+        file.write(comma + json.dumps(to_record(conv), ensure_ascii=False).encode("utf-8", "replace"))
+        comma = b",\n"
+        yield conv
+    file.write(b"\n]\n")
 
 
 def _digest(text: str) -> int:
@@ -191,13 +202,20 @@ def _for_loss(kept: list[_Kept], held_out: np.ndarray) -> np.ndarray:
 
 
 def _publish(
-    waiting: IO[bytes], kept: list[_Kept], held_out: np.ndarray, folder: Path, tok: Tokenizer, dtype: np.dtype
+    waiting: IO[bytes],
+    shown: IO[bytes],
+    kept: list[_Kept],
+    held_out: np.ndarray,
+    folder: Path,
+    tok: Tokenizer,
+    dtype: np.dtype,
 ) -> dict[str, Any]:
-    """Write the three files from what `_spool` wrote; returns the counts of both splits and a fingerprint."""
+    """Write the four files from what `_spool` wrote; returns the counts of both splits and a fingerprint."""
     counts = {split: {"conversations": 0, "tokens": 0, "supervised": 0} for split in ("train", "val")}
     fingerprint = hashlib.sha256()
     with (
         # Put in place from the last to the first. The mapped files, which Windows may refuse to replace, go first.
+        atomic_write(folder / "qa_input.json") as people,
         atomic_write(folder / "qa_val.jsonl") as records,
         atomic_write(folder / "qa_train.bin") as train,
         atomic_write(folder / "qa_val.bin") as val,
@@ -218,6 +236,7 @@ def _publish(
             count["conversations"] += 1
             count["tokens"] += len(ids)
             count["supervised"] += int(answer_mask(ids, tok).sum())
+        shutil.copyfileobj(shown, people)
         # From here until the new meta.json the folder counts as not prepared: old and new files never mix.
         (folder / "meta.json").unlink(missing_ok=True)
     return {**counts, "fingerprint": fingerprint.hexdigest()[:16]}

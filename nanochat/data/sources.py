@@ -1,10 +1,12 @@
-"""Where text comes from: corpora and question/answer sets by name, path or URL.
+"""Where text comes from: `resolve` makes a Source of the name, path or URL of a corpus or a question/answer set.
 
-How files are downloaded is in download.py, how they become documents in textfiles.py.
+Only here is it looked at what was typed. How files are downloaded is in download.py, how they become documents in
+textfiles.py, how they become conversations in conversation.py.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -13,27 +15,24 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from ..config import UserError, unknown
 from ..paths import data_dir, safe_name
+from .conversation import Conversation, read_qa
 from .download import fetch, sha256
 from .textfiles import Piece, read_pieces
 
-if TYPE_CHECKING:
-    from .questions import Conversation
-
-__all__ = [
-    "ALMANAC", "CORPORA", "QA_SETS", "Source", "corpus_name", "documents", "locate", "pieces", "source_of"
-]  # fmt: skip
+__all__ = ["ALMANAC", "CORPORA", "QA_SETS", "Entry", "Kind", "Source", "documents", "resolve"]
 
 ALMANAC = "almanac"
+Kind = Literal["corpus", "qa"]
 
 
 @dataclass(frozen=True)
-class Source:
-    """One named corpus or question/answer set. `lines` > 0: a document is so many lines of the file.
+class Entry:
+    """One registered corpus or question/answer set. `lines` > 0: a document is so many lines of the file.
 
     `sha256` is that of the file at `url`, for files that never change.
     """
@@ -59,78 +58,187 @@ _SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset"
 _ALPACA = "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main"
 
 _CORPORA = (
-    Source(ALMANAC, "", "facts, passages, small talk and stories, generated here; the default"),
-    Source(
+    Entry(ALMANAC, "", "facts, passages, small talk and stories, generated here; the default"),
+    Entry(
         "tiny_shakespeare",
         f"{_CHAR_RNN}/tinyshakespeare/input.txt",
         "plays of Shakespeare, 1 MB",
         sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     ),
-    Source("sherlock_holmes", f"{_GUTENBERG}/files/1661/1661-0.txt", "Conan Doyle's Adventures, 0.6 MB"),
-    Source("pride_and_prejudice", f"{_GUTENBERG}/cache/epub/1342/pg1342.txt", "Austen's novel, 0.8 MB"),
-    Source("dracula", f"{_GUTENBERG}/files/345/345-0.txt", "Stoker's novel, 0.9 MB"),
-    Source("moby_dick", f"{_GUTENBERG}/files/2701/2701-0.txt", "Melville's novel, 1.3 MB"),
-    Source("norvig_big_text", "https://norvig.com/big.txt", "several books in one file, 6 MB"),
-    Source("OpenSubtitles2018", f"{_OPUS}/en.txt.gz", "lines of film subtitles, many GB", lines=100),
-    Source("TinyStories", f"{_STORIES}/TinyStoriesV2-GPT4-train.txt", "2.7 million short stories, 2 GB"),
+    Entry("sherlock_holmes", f"{_GUTENBERG}/files/1661/1661-0.txt", "Conan Doyle's Adventures, 0.6 MB"),
+    Entry("pride_and_prejudice", f"{_GUTENBERG}/cache/epub/1342/pg1342.txt", "Austen's novel, 0.8 MB"),
+    Entry("dracula", f"{_GUTENBERG}/files/345/345-0.txt", "Stoker's novel, 0.9 MB"),
+    Entry("moby_dick", f"{_GUTENBERG}/files/2701/2701-0.txt", "Melville's novel, 1.3 MB"),
+    Entry("norvig_big_text", "https://norvig.com/big.txt", "several books in one file, 6 MB"),
+    Entry("OpenSubtitles2018", f"{_OPUS}/en.txt.gz", "lines of film subtitles, many GB", lines=100),
+    Entry("TinyStories", f"{_STORIES}/TinyStoriesV2-GPT4-train.txt", "2.7 million short stories, 2 GB"),
 )
 _QA_SETS = (
-    Source(ALMANAC, "", "questions about the almanac, with held-out splits; the default"),
-    Source(
+    Entry(ALMANAC, "", "questions about the almanac, with held-out splits; the default"),
+    Entry(
         "squad_v2",
         f"{_SQUAD}/train-v2.0.json",
         "130,000 questions about passages, 40 MB",
         sha256="68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002",
     ),
-    Source(
+    Entry(
         "squad_v2_dev",
         f"{_SQUAD}/dev-v2.0.json",
         "12,000 questions about passages, 4 MB",
         sha256="80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8",
     ),
-    Source(
+    Entry(
         "alpaca",
         f"{_ALPACA}/alpaca_data.json",
         "52,000 instructions with answers, 23 MB",
         sha256="2eddafc6b977608d778aaab8dfc7e50e547b3af9826dfb9e909d9fc362e4a419",
     ),
 )
-CORPORA = {source.name: source for source in _CORPORA}
-QA_SETS = {source.name: source for source in _QA_SETS}
+CORPORA = {entry.name: entry for entry in _CORPORA}
+QA_SETS = {entry.name: entry for entry in _QA_SETS}
+_REGISTRIES: dict[Kind, dict[str, Entry]] = {"corpus": CORPORA, "qa": QA_SETS}
 
 
-def _is_url(spec: str) -> bool:
-    return "://" in spec
+@dataclass(frozen=True)
+class Source:
+    """A corpus or a question/answer set that somebody named: what it is called, where it is from and what is in it.
 
-
-def _url_file(url: str) -> str:
-    return unquote(PurePosixPath(urlsplit(url).path).name)
-
-
-def corpus_name(spec: str, registry: dict[str, Source] = CORPORA) -> str:
-    """The name of a corpus or set, from which its folder under data/ has its own: the registered name, else the name
-    of the file.
-
-    A file keeps its name without the suffix where that can be a folder and is still free. Where characters are lost, or
-    the folder was made from another file, a hash of what was lost, or of the path, tells the two apart: nobody's data
-    are replaced by those of a file that happens to have the same name. Raises UserError for a name that is not
-    registered, and for a path where no file is.
+    `name` is the registered name, else that of the file. `origin` is what meta.json says it was made from: the registered
+    name, the URL, or a path that holds from everywhere. `size` and `seed` are the almanac's, which has no file.
     """
-    if spec in registry:
+
+    kind: Kind
+    name: str
+    origin: str
+    file: Path | None = None  # where it is, or will be once it is downloaded; None for what is generated here
+    url: str = ""  # what `file` is downloaded from, if it is
+    sha256: str = ""  # what a download must have, "" for any
+    lines: int = 0  # > 0: a document is so many lines of the file
+    size: str = "default"
+    seed: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """Where it is prepared."""
+        return _folder(self.kind, self.name)
+
+    @functools.cached_property
+    def path(self) -> Path | None:
+        """The file, downloaded first if need be; None for what is generated here. Raises UserError if a download fails."""
+        if self.file is None or not self.url:
+            return self.file
+        return fetch(self.url, self.file.parent, self.file.name, expected=self.sha256)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of all that decides what is in it. Raises what `path` does."""
+        if self.path is not None:
+            return sha256(self.path)[:16]
+        from . import almanac
+
+        digest = hashlib.sha256(f"{self.size} {self.seed}".encode())
+        root = Path(almanac.__file__).parent
+        for file in sorted(file for file in root.rglob("*") if file.suffix in (".py", ".tsv", ".txt")):
+            digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes())
+        return digest.hexdigest()[:16]
+
+    def pieces(self) -> Iterator[Piece]:
+        """The documents of a corpus in pieces (see textfiles.py), for memory that does not grow with the longest one.
+
+        Raises UserError for a failed download, and whatever is wrong with the file.
+        """
+        if self.path is not None:
+            yield from read_pieces(self.path, self.lines)
+            return
+        from . import almanac
+
+        for document in almanac.pretrain_documents(self.size, self.seed):
+            yield Piece(document, first=True)
+
+    def documents(self) -> Iterator[str | Conversation]:
+        """The documents of a corpus, one at a time. Raises what `pieces` does."""
+        parts: list[str] = []
+        for piece in self.pieces():
+            if piece.first and parts:
+                yield "".join(parts)
+                parts = []
+            if isinstance(piece.text, str):
+                parts.append(piece.text)
+            else:
+                yield piece.text
+        if parts:
+            yield "".join(parts)
+
+    def conversations(self) -> Iterator[Conversation]:
+        """The conversations of a question/answer set, one at a time. Raises UserError like `pieces`."""
+        if self.path is not None:
+            return read_qa(self.path)
+        from . import almanac
+
+        return almanac.conversations(self.size, self.seed)
+
+
+def resolve(spec: str | Source, kind: Kind = "corpus", *, size: str = "default", seed: int = 0) -> Source:
+    """The corpus or question/answer set that a registered name, a path or a URL means; a Source means itself, as it is.
+
+    Nothing is downloaded yet. `size` and `seed` are the almanac's. Raises UserError for a name that is not registered, and
+    for a path where no file is.
+    """
+    if isinstance(spec, Source):
         return spec
-    file = _url_file(spec) if _is_url(spec) else _local(spec, registry).name
+    made = functools.partial(Source, kind, size=size, seed=seed)
+    if entry := _REGISTRIES[kind].get(spec):
+        file = data_dir("downloads") / entry.file_name if entry.url else None
+        return made(spec, spec, file, entry.url, entry.sha256, entry.lines)
+    if "://" in spec:
+        base = unquote(PurePosixPath(urlsplit(spec).path).name)
+        # Many a file on the net is called input.txt
+        kept = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{_short_hash(spec)}-{base[-60:]}")
+        return made(_name(kind, base, spec), spec, data_dir("downloads") / kept, spec)
+    file = _local(spec, kind)
+    origin = os.path.abspath(file)
+    return made(_name(kind, file.name, origin), origin, Path(origin))
+
+
+def documents(corpus: str | Source, *, size: str = "default", seed: int = 0) -> Iterator[str | Conversation]:
+    """The documents of a corpus: `resolve` says what may be given, and what it raises."""
+    return resolve(corpus, size=size, seed=seed).documents()
+
+
+def _local(spec: str, kind: Kind) -> Path:
+    path = Path(spec).expanduser()
+    if path.is_file():
+        return path
+    registry, called = _REGISTRIES[kind], "corpus" if kind == "corpus" else "question/answer set"
+    if path.is_dir():
+        raise UserError(f"{spec} is a folder; give the path of one file as the {called}")
+    if re.fullmatch(r"[\w-]+", spec):
+        raise UserError(f"{unknown(called, spec, registry)}; or give the path of a file, or a URL")
+    raise UserError(f"there is no file {spec!r}; check the path, or take one of: {', '.join(registry)}")
+
+
+def _name(kind: Kind, file: str, origin: str) -> str:
+    """What a file is called, and its folder under data/ after it.
+
+    It keeps its name without the suffix where that can be a folder and is still free. Where characters are lost, or the
+    folder was made from another file, a hash of what was lost, or of where it is from, tells the two apart: nobody's data
+    are replaced by those of a file that happens to have the same name.
+    """
     stem = re.sub(r"(\.(txt|text|md|jsonl?|ndjson))?(\.gz)?$", "", file, flags=re.IGNORECASE).lstrip(".")
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", stem).strip("_-.")[:60].rstrip("_-.") or "corpus"
     if safe != stem:
         safe += f"_{_short_hash(unicodedata.normalize('NFC', stem))}"  # file systems differ in how they store an é
     if safe.casefold() in _NOT_FOR_FILES:
         safe += "_file"
-    kind = "" if registry is CORPORA else "_qa"
-    source = source_of(spec, registry)
-    own = f"{safe}_{_short_hash(source)}"
-    if (data_dir(own + kind) / "meta.json").is_file() or _is_of_another(data_dir(safe + kind), source):
+    own = f"{safe}_{_short_hash(origin)}"
+    if (_folder(kind, own) / "meta.json").is_file() or _is_of_another(_folder(kind, safe), origin):
         return own
     return safe_name(safe, "corpus")
+
+
+def _folder(kind: Kind, name: str) -> Path:
+    """Where what has this name is prepared: a set of questions has _qa after it, unless only a set can have that name."""
+    return data_dir(name if kind == "corpus" or name in QA_SETS.keys() - CORPORA.keys() else f"{name}_qa")
 
 
 # Folders under data/ that are somebody else's, whatever the case: on some systems that is one folder
@@ -138,80 +246,16 @@ _NOT_FOR_FILES = {"downloads", "feedback"}
 _NOT_FOR_FILES |= {(name + kind).casefold() for name in (*CORPORA, *QA_SETS) for kind in ("", "_qa")}
 
 
-def source_of(spec: str, registry: dict[str, Source] = CORPORA) -> str:
-    """What meta.json says a folder was made from: a registered name, a URL, or a path that holds from everywhere."""
-    return spec if spec in registry or _is_url(spec) else os.path.abspath(Path(spec).expanduser())
-
-
 def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
-def _is_of_another(folder: Path, source: str) -> bool:
+def _is_of_another(folder: Path, origin: str) -> bool:
     """Whether something was prepared in `folder` from another source; a moved file is known by its content."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    if not isinstance(meta, dict) or source in (meta.get("corpus"), meta.get("qa")):
+    if not isinstance(meta, dict) or origin in (meta.get("corpus"), meta.get("qa")):
         return False
-    return not os.path.isfile(source) or meta.get("source_fingerprint") != sha256(Path(source))[:16]
-
-
-def locate(spec: str, registry: dict[str, Source] = CORPORA) -> Path | None:
-    """The file of a corpus or set, downloaded first if need be; None for what is generated here.
-
-    Raises UserError for an unknown name, a missing file, or a download that fails.
-    """
-    downloads = data_dir("downloads")
-    if source := registry.get(spec):
-        return fetch(source.url, downloads, source.file_name, expected=source.sha256) if source.url else None
-    if _is_url(spec):
-        # Many a file on the net is called input.txt
-        name = hashlib.sha256(spec.encode()).hexdigest()[:8] + "-" + _url_file(spec)[-60:]
-        return fetch(spec, downloads, re.sub(r"[^A-Za-z0-9_.-]+", "_", name))
-    return _local(spec, registry)
-
-
-def _local(spec: str, registry: dict[str, Source]) -> Path:
-    path = Path(spec).expanduser()
-    if path.is_file():
-        return path
-    kind = "corpus" if registry is CORPORA else "question/answer set"
-    if path.is_dir():
-        raise UserError(f"{spec} is a folder; give the path of one file as the {kind}")
-    if re.fullmatch(r"[\w-]+", spec):
-        raise UserError(f"{unknown(kind, spec, registry)}; or give the path of a file, or a URL")
-    raise UserError(f"there is no file {spec!r}; check the path, or take one of: {', '.join(registry)}")
-
-
-def documents(spec: str, *, size: str = "default", seed: int = 0) -> Iterator[str | Conversation]:
-    """The documents of a corpus, one at a time; `size` and `seed` are the almanac's. Raises what `pieces`
-    does.
-    """
-    parts: list[str] = []
-    for piece in pieces(spec, size=size, seed=seed):
-        if piece.first and parts:
-            yield "".join(parts)
-            parts = []
-        if isinstance(piece.text, str):
-            parts.append(piece.text)
-        else:
-            yield piece.text
-    if parts:
-        yield "".join(parts)
-
-
-def pieces(spec: str, *, size: str = "default", seed: int = 0) -> Iterator[Piece]:
-    """The same in pieces (see textfiles.py), for memory that does not grow with the longest document.
-
-    Raises UserError for an unknown name, a failed download, and whatever is wrong with the file.
-    """
-    path = locate(spec)
-    if path is not None:
-        yield from read_pieces(path, CORPORA[spec].lines if spec in CORPORA else 0)
-        return
-    from . import almanac
-
-    for document in almanac.pretrain_documents(size, seed):
-        yield Piece(document, first=True)
+    return not os.path.isfile(origin) or meta.get("source_fingerprint") != sha256(Path(origin))[:16]

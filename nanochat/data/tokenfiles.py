@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from .. import paths
+from .. import files
 from ..config import UserError
 from ..tokenizer import Tokenizer
 from .questions import Conversation, render_all
@@ -47,9 +47,9 @@ def write(pieces: Iterator[Piece], folder: Path, name: str, tok: Tokenizer, dtyp
     lengths = tok.byte_lengths()
     stripped = documents = n_bytes = 0
     with contextlib.ExitStack() as stack:
-        text = stack.enter_context(paths.atomic_write(folder / "pretrain_input.txt", "w"))
-        train = stack.enter_context(paths.atomic_write(folder / "pretrain_train.bin", "w+b"))
-        val = stack.enter_context(paths.atomic_write(folder / "pretrain_val.bin"))
+        text = stack.enter_context(files.atomic_write(folder / "pretrain_input.txt", "w"))
+        train = stack.enter_context(files.atomic_write(folder / "pretrain_train.bin", "w+b"))
+        val = stack.enter_context(files.atomic_write(folder / "pretrain_val.bin"))
         for chunk in _chunks(pieces):
             for piece in chunk:
                 text.write("\n\n" if piece.first and documents else "")

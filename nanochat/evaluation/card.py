@@ -231,9 +231,9 @@ def _questions(loaded: checkpoint.Checkpoint, notes: list[str]) -> QAData | None
 
 def _prepared(tokenizer: Tokenizer) -> dict[str, Path]:
     """Source fingerprint → folder of each prepared question set, newest first; damaged ones are left out."""
-    files = [file.with_name("meta.json") for file in (paths.home() / "data").glob("*/qa_val.jsonl")]
+    files = (file.with_name("meta.json") for file in (paths.home() / "data").glob("*/qa_val.jsonl"))
     found: dict[str, Path] = {}
-    for _, file in sorted((-file.stat().st_mtime_ns, file) for file in files if file.is_file()):
+    for file in paths.newest_first(files):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             meta = json.loads(file.read_text(encoding="utf-8"))
             if meta["tokenizer_fingerprint"] == tokenizer.fingerprint:

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from .. import checkpoint, paths
+from .. import checkpoint, files, paths
 from ..config import UserError
 from ..state import previous_state, unfinished_state
 from ..trainer import StepReport
@@ -28,22 +28,27 @@ def locked(run: str, doing: str) -> Iterator[None]:
 
     Raises UserError, naming the other process, if somebody else is at work on the run. `doing` is what it will be told.
     """
-    folder = paths.run_dir(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    holder = folder / ".lock.json"
+    holder = _holder(run)
+    files.make_folder(holder.parent)
     # not thread-local: a training that is dropped half-way may be closed, and so unlock, in any thread
-    lock = FileLock(folder / ".lock", timeout=0, thread_local=False)
+    lock = FileLock(holder.with_suffix(""), timeout=0, thread_local=False)
     try:
         lock.acquire()
     except Timeout:
         raise UserError(_in_use(run, holder)) from None
     try:
         now = {"pid": os.getpid(), "doing": doing, "since": time.strftime("%H:%M")}
-        holder.write_text(json.dumps(now), encoding="utf-8")
+        with files.atomic_write(holder, "w") as file:
+            json.dump(now, file)
         yield
     finally:
         holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _holder(run: str) -> Path:
+    """Where the process that holds the lock, which is beside it, says who it is."""
+    return paths.run_dir(run) / ".lock.json"
 
 
 def _in_use(run: str, holder: Path) -> str:
@@ -60,7 +65,7 @@ def _in_use(run: str, holder: Path) -> str:
 
 def sweep(run: str, stage: str) -> None:
     """Remove the half-written files of a process that was killed. Only for whoever holds the lock."""
-    for target in (*stage_files(run, stage), paths.metrics_path(run)):
+    for target in (*stage_files(run, stage), paths.metrics_path(run), _holder(run)):
         for torn in target.parent.glob(f".{target.name}.*.tmp"):
             torn.unlink()
     unfinished_state(paths.last_path(run, stage)).unlink(missing_ok=True)
@@ -83,7 +88,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    with paths.atomic_write(path, "w") as file:
+    with files.atomic_write(path, "w") as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
 
 
@@ -98,8 +103,7 @@ def metrics_logger(run: str, stage: str, keep_until: int) -> Callable[[StepRepor
     _write_records(path, [r for r in _records(path) if r["stage"] != stage or r["step"] <= keep_until])
 
     def append(report: StepReport) -> None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(report.record()) + "\n")
+        files.append_line(path, json.dumps(report.record()))
 
     return append
 
@@ -114,20 +118,20 @@ def set_aside(run: str, stage: str, say: Say) -> None:
     told where they are and how to bring them back. What was never trained, or is only a stand-in, is removed instead.
     """
     later = paths.STAGES[paths.STAGES.index(stage) :]
-    files = [file for each in later for file in stage_files(run, each) if file.is_file()]
+    left = [file for each in later for file in stage_files(run, each) if file.is_file()]
     records = read_metrics(run)
-    if any(_trained(file) for file in files if file.suffix == ".pt"):
+    if any(_trained(file) for file in left if file.suffix == ".pt"):
         aside = _new_folder(run)
         _write_records(aside / "metrics.jsonl", [r for r in records if r["stage"] in later])
-        for file in files:
-            os.replace(file, aside / file.name)
+        for file in left:
+            files.move(file, aside / file.name)
         held = ", ".join(each for each in later if (aside / paths.checkpoint_path(run, each).name).is_file())
         say(
             f"The earlier {held or stage} of run {run!r} is kept in {aside.name}; "
             f"`nanochat restore --run {run} {aside.name}` brings it back."
         )
     else:
-        for file in files:
+        for file in left:
             file.unlink()
     if any(r["stage"] in later for r in records):
         _write_records(paths.metrics_path(run), [r for r in records if r["stage"] not in later])
@@ -168,7 +172,7 @@ def restore(run: str, name: str, say: Say) -> None:
         for stage in back:
             for file in stage_files(run, stage):
                 if (kept / file.name).is_file():
-                    os.replace(kept / file.name, file)
+                    files.move(kept / file.name, file)
         _write_records(paths.metrics_path(run), [*read_metrics(run), *_records(kept / "metrics.jsonl")])
         shutil.rmtree(kept)
     say(f"run {run!r} has its earlier {', '.join(back)} again")

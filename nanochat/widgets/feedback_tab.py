@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ipywidgets as w
 
-from .. import paths
+from .. import files, paths
 from ..chat import feedback
 from ..chat.feedback import Opinion
 from . import markup
@@ -120,7 +120,7 @@ class OpinionsView:
             return
         lines = "".join(json.dumps(pair) + "\n" for pair in pairs)
         path = paths.run_dir(self.app.session.run) / "preferences.jsonl"
-        with paths.atomic_write(path, "w") as file:
+        with files.atomic_write(path, "w") as file:
             file.write(lines)
         link = ""
         if len(lines) <= _LINKED:
