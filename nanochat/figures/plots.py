@@ -6,13 +6,14 @@ Every function returns `(figure, sentence)`: the sentence says with computed num
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.spines import Spine
 from matplotlib.ticker import MaxNLocator
 
 from ..config import unknown
@@ -157,7 +158,7 @@ def memory(metrics: Metrics) -> Plot:
             steps, values = _column(records, column)
             if values.any():
                 ax.plot(steps, values, dashes, color=color, linewidth=2, label=label)
-                parts.append(f"the {label} used at most {values.max():,.0f} MB (step {steps[values.argmax()]:.0f})")
+                parts.append(f"the {label} used at most {values.max():,.0f} MB (step {steps[np.argmax(values)]:.0f})")
         if parts:
             style.legend(ax)
         sentences.append(f"In {name}, {' and '.join(parts) or 'memory was not measured'}.")
@@ -294,7 +295,7 @@ def lines(
         }
         ax.plot(x, y, marker="o" if len(x) <= 25 else "", markersize=5, label=style.plain(name), **look)
         first, last, low = (style.number(value) for value in (y[0], y[-1], y.min()))
-        low_at = style.number(x[y.argmin()])
+        low_at = style.number(x[np.argmin(y)])
         told.append(
             f"{name} goes from {first} to {last}, lowest {low} at {low_at}" if len(x) > 1 else f"{name} is {last}"
         )
@@ -344,7 +345,7 @@ def heatmap(
             ink = "white" if abs(value) > 0.6 * top else style.INK
             ax.text(column, row, f"{value:.{digits}f}", ha="center", va="center", fontsize=7.5, color=ink)
     bar = figure.colorbar(image, ax=ax, shrink=0.8, aspect=18)
-    bar.outline.set_visible(False)
+    cast("Spine", bar.outline).set_visible(False)  # up to 3.10 matplotlib says that it is several
     bar.ax.tick_params(labelsize=8, length=0, labelcolor=style.INK)
     row, column = map(int, np.unravel_index(int(np.ma.argmax(matrix)), matrix.shape))
     masked = f", masked cells: {matrix.size - matrix.count()}" if matrix.count() < matrix.size else ""
