@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["append_line", "atomic_write", "flush_folder", "open_partial", "make_folder", "move", "scratch"]
+__all__ = ["append_line", "atomic_write", "flush_folder", "make_folder", "move", "open_partial", "scratch"]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config import UserError
-from ..files import atomic_write, open_partial, make_folder, move
+from ..files import atomic_write, make_folder, move, open_partial
 
 if TYPE_CHECKING:
     import requests
