@@ -570,7 +570,7 @@ def test_how_long_can_be_said_in_tokens(project, nanochat):
 
 
 def test_how_long_can_be_said_in_minutes_and_a_resume_goes_by_the_steps_that_they_were(project, nanochat, monkeypatch):
-    monkeypatch.setattr(budget, "try_out", lambda *args: (1.0, 0.0))  # so that two minutes are 113 steps
+    monkeypatch.setattr(budget, "try_out", lambda *args: 1.0)  # so that two minutes are 113 steps
     interrupt_at(3, monkeypatch)
     how = ("--model", "tiny", "--run", "new", "--batch-size", "2")
     status, _, err = nanochat("pretrain", *how, "--minutes", "2")

@@ -124,7 +124,7 @@ def test_every_profile_names_a_model_a_tokenizer_and_positive_amounts(name):
 
 
 def test_the_four_profiles_exist_and_a_mistyped_one_is_named():
-    assert set(PROFILES) == {"smoke", "default", "long", "gpu"}
+    assert set(PROFILES) == {"smoke", "short", "default", "long", "gpu"}
     with pytest.raises(UserError, match="did you mean 'smoke'"):
         profile("smok")
 

@@ -409,10 +409,25 @@ def test_a_standin_is_used_only_by_its_name(project):
 def test_profiles_say_how_to_train_and_what_is_given_wins(name, stage):
     chosen = profile(name)
     settings, planned = stages.settings_for(chosen, stage), chosen.stages[stage]
-    for what in ("steps", "minutes", "lr_scale", "decay_from", "optimizer"):
+    for what in ("steps", "lr_scale", "decay_from", "optimizer"):
         assert getattr(settings, what) == getattr(planned, what)
     assert settings.batch_size == chosen.batch_size
+    assert settings.minutes == settings.tokens == 0  # which would train another model on another machine
     given = stages.settings_for(chosen, stage, steps=3, batch_size=2, seed=0)
     assert (given.steps, given.minutes, given.batch_size, given.seed) == (3, 0.0, 2, 0)
     with pytest.raises(UserError, match="steps"):
         stages.settings_for(chosen, stage, steps=0)
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "compiled"),
+    [
+        ("cpu", {}, False), ("cpu", {"steps": 4999}, False), ("cpu", {"steps": 5000}, True),
+        ("cpu", {"minutes": 9.0}, False), ("cpu", {"minutes": 10.0}, True), ("cpu", {"minutes": 10.0, "steps": 9}, False),
+        ("cuda:1", {}, True), ("cuda", {"steps": 199}, False), ("mps", {"steps": 10**6}, False),
+    ],
+)  # fmt: skip
+def test_a_training_is_compiled_only_where_that_is_soon_earned_back(device, given, compiled):
+    """So never in the default on a CPU, where a cold compiler would make the first training another than the second."""
+    chosen = replace(profile("default"), device=device)
+    assert stages.settings_for(chosen, "base_model", **given).compile == compiled

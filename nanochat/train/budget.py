@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -39,13 +38,12 @@ def tokens_to_steps(tokens: int, task: Task) -> int:
 
 def try_out(
     model: GPT, task: Task, settings: TrainSettings, say: Callable[[str], None], stop: Callable[[], bool]
-) -> tuple[float, float]:
-    """Seconds that one step takes, and seconds that finding out took, compiling included.
+) -> float:
+    """Seconds that one step takes, without those that compiling takes.
 
     These are real steps, the first of the training, after which the model is put back to what it was. They end early if
     `stop()` says so.
     """
-    begin = time.perf_counter()
     weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     trial = replace(
         task, validate=lambda model: {task.best_by: 0.0}, save_best=lambda model, report: None, sample=None,
@@ -60,7 +58,7 @@ def try_out(
             if last.step and ((last.step >= TRIED and enough) or stop()):
                 break
     model.load_state_dict(weights)
-    return task.tokens_per_step / last.tokens_per_s, time.perf_counter() - begin
+    return task.tokens_per_step / last.tokens_per_s
 
 
 def plan(
@@ -82,11 +80,11 @@ def plan(
         raise UserError("nothing says how long to train; give steps, tokens or minutes")
     if not settings.minutes and steps < _WORTH_TRYING:
         return replace(settings, steps=steps, tokens=0)
-    seconds, spent = try_out(model, task, settings, say, stop)
+    seconds = try_out(model, task, settings, say, stop)
     # where the compiler failed, that was said, and it is not tried again
     settings = replace(settings, compile=settings.compile and all(block._compiled_call_impl for block in model.h))
     if settings.minutes:
-        fitting = max(1, int((60 * settings.minutes - spent) / (seconds * BESIDES)))
+        fitting = max(1, int(60 * settings.minutes / (seconds * BESIDES)))
         if fitting < steps < UNLIMITED:
             say(f"{settings.minutes:g} minutes are enough for {fitting:,} of {steps:,} steps on this machine.")
         steps = min(steps, fitting)

@@ -40,8 +40,8 @@ def val_batches(settings: TrainSettings) -> int:
 # Of Muon's matrices. Validation loss of finetuning without: 0.112, with: 0.103, with 0.5: 0.173 (4 x 192, 693 steps)
 _WEIGHT_DECAY = 0.1
 
-# torch.compile costs 10-40 s on two cores and then saves some 0.1 s a step
-_COMPILE_FROM, _COMPILE_FROM_MINUTES = 200, 1.5
+# Steps and minutes from which the time that torch.compile saves is more than the time it takes
+_COMPILE_FROM = {"cuda": (200, 1.5), "cpu": (5000, 10.0)}
 
 
 def settings_for(
@@ -60,7 +60,7 @@ def settings_for(
     """
     planned = profile.stages[stage]
     if steps is tokens is minutes is None:
-        steps, minutes = planned.steps, planned.minutes
+        steps = planned.steps
     settings = TrainSettings(
         steps=budget.UNLIMITED if steps is None else steps,
         batch_size=profile.batch_size if batch_size is None else batch_size,
@@ -72,7 +72,9 @@ def settings_for(
         optimizer=planned.optimizer,
         weight_decay=_WEIGHT_DECAY,
     )
-    worth_it = settings.steps >= _COMPILE_FROM and (settings.minutes or math.inf) >= _COMPILE_FROM_MINUTES
+    kind = devices.pick_device().type if profile.device == "auto" else profile.device.partition(":")[0]
+    least_steps, least_minutes = _COMPILE_FROM.get(kind, (math.inf, 0.0))
+    worth_it = settings.steps >= least_steps and (settings.minutes or math.inf) >= least_minutes
     return replace(settings, compile=worth_it)
 
 
