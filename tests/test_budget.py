@@ -8,7 +8,7 @@ import torch
 from small import counting_task, small_config, steps_of
 
 from nanochat import devices
-from nanochat.config import UserError
+from nanochat.config import PROFILES, StageBudget, UserError
 from nanochat.model import GPT
 from nanochat.train import budget
 from nanochat.train.budget import UNLIMITED, plan, try_out
@@ -96,6 +96,40 @@ def test_what_is_planned_has_nothing_left_to_plan(tmp_path, tried):
     settings, _ = planned(tmp_path, steps=UNLIMITED, tokens=6400, minutes=1.0)
     assert (settings.tokens, settings.minutes) == (0, 0.0)
     assert plan(fresh(), counting_task(tmp_path), settings, str) == settings
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "said"),
+    [
+        (
+            "default",
+            0.1,
+            "The trainings of the profile 'default', 2,400 steps, will take this machine about 4 min 14 s.",
+        ),
+        ("default", 1.0, "about 42 min 24 s. The profile 'short' takes about 13 min 15 s, and makes an assistant that"),
+        ("short", 10.0, "The trainings of the profile 'short', 750 steps, will take this machine about 2 h 12 min."),
+        ("long", 1.0, "The trainings of the profile 'long', 7,000 steps, will take this machine about 2 h 03 min."),
+    ],
+)
+def test_before_anything_is_trained_a_learner_hears_how_long_it_will_take(monkeypatch, name, seconds, said):
+    monkeypatch.setattr(devices, "matrix_rate", lambda kind, dtype: 1e12)
+    monkeypatch.setattr(budget, "try_out", lambda *args: seconds)
+    forecast = budget.forecast(replace(PROFILES[name], device="cpu"))
+    assert said in forecast and ("short" in forecast) == ("short" in said)
+
+
+def test_a_forecast_trains_nothing_where_a_step_takes_many_seconds(monkeypatch):
+    monkeypatch.setattr(devices, "matrix_rate", lambda kind, dtype: 1e9)
+    monkeypatch.setattr(budget, "try_out", lambda *args: pytest.fail("a step was tried"))
+    assert " h " in budget.forecast(replace(PROFILES["gpu"], device="cpu"))
+
+
+def test_a_forecast_counts_real_steps_and_leaves_the_random_state_alone():
+    before = torch.get_rng_state()
+    assert "20 steps" in budget.forecast(
+        replace(PROFILES["smoke"], stages={"base_model": StageBudget(20)}, batch_size=1)
+    )
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("compile", [False, True])

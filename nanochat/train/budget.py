@@ -6,8 +6,13 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 
-from ..config import UserError
+import torch
+from torch import Tensor
+
+from .. import devices
+from ..config import MODEL_PRESETS, PROFILES, ModelConfig, Profile, UserError, model_config
 from ..model import GPT
+from ..tokenizer import parse_spec
 from ..trainer import Task, TrainSettings, train
 from .progress import duration
 
@@ -18,6 +23,7 @@ TRIED = 5  # steps at least: the first one compiles and warms up, the median is 
 TRIED_AT_MOST, TRY_S = 25, 5.0
 # Validating and saving, ten times in a run, come to some 5 % of the steps' time (stages.py sees to it)
 BESIDES = 1.06
+_LONG_MINUTES = 20  # from which a shorter profile is offered
 _WORTH_TRYING = 100  # steps: what is shorter has begun to show its own estimate before anybody could read another
 
 
@@ -59,6 +65,49 @@ def try_out(
                 break
     model.load_state_dict(weights)
     return task.tokens_per_step / last.tokens_per_s
+
+
+def _random_task(shape: ModelConfig, batch_size: int) -> Task:
+    """Steps as long as those of pretraining, on tokens drawn at random."""
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        ids = torch.randint(shape.vocab_size, (batch_size, shape.block_size + 1))
+        return ids[:, :-1], ids[:, 1:]
+
+    return Task(
+        stage="base_model", batch=batch, loss=lambda m, x, y: (m(x, y, reduction="sum"), y.numel()), state_path=None,
+        validate=lambda m: {"val_loss": 0.0}, save_best=lambda m, report: None, identity={},
+        tokens_per_step=batch_size * shape.block_size,
+    )  # fmt: skip
+
+
+def forecast(profile: Profile) -> str:
+    """How long all trainings of a profile will take on this machine, as a sentence: a few steps are timed.
+
+    Where one step would take many seconds, it is estimated from the machine's matrix rate, of which a training uses about
+    a third. A slow machine is offered the short profile.
+    """
+    device = devices.pick_device(profile.device)
+    shape = model_config(profile.model, parse_spec(profile.tokenizer)[1] or MODEL_PRESETS["GPT2-Small"]["vocab_size"])
+    with torch.device("meta"):
+        flops = GPT(shape).flops_per_token()
+    task = _random_task(shape, profile.batch_size)
+    seconds = 3 * flops * task.tokens_per_step / devices.matrix_rate(device.type, devices.matmul_dtype(device))
+    if seconds < 10:
+        with torch.random.fork_rng(devices=[]):
+            settings = TrainSettings(steps=UNLIMITED, batch_size=profile.batch_size)
+            seconds = try_out(GPT(shape).to(device), task, settings, lambda text: None, lambda: False)
+    steps = sum(stage.steps for stage in profile.stages.values())
+    total = steps * seconds * BESIDES
+    shorter = PROFILES["short"]
+    said = f"The trainings of the profile {profile.name!r}, {steps:,} steps, will take this machine about {duration(total)}."
+    if total > 60 * _LONG_MINUTES and profile.model == shorter.model and profile.name != shorter.name:
+        less = sum(stage.steps for stage in shorter.stages.values())
+        said += (
+            f" The profile {shorter.name!r} takes about {duration(less * seconds * BESIDES)}, "
+            "and makes an assistant that knows less."
+        )
+    return said
 
 
 def plan(
