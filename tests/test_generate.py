@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +11,7 @@ from small import ARCHS, BLOCK, ids, small_model
 from torch import Tensor
 
 from nanochat.config import UserError
-from nanochat.generate import check_sampling, generate, next_token_probs, penalize, stream
+from nanochat.generate import check_sampling, draw, generate, next_token_probs, penalize, stream
 
 both = pytest.mark.parametrize("arch", ARCHS)
 PROMPT = [3, 1, 4, 1, 5]
@@ -344,3 +347,27 @@ def test_a_model_generates_in_the_number_format_of_its_weights(arch, dtype):
     assert [len(row) for row in written] == [BLOCK + 8] * 2
     if dtype == torch.float64:
         assert written == generate(small_model(arch), [[1, 2, 3], [4]], max_new_tokens=BLOCK + 8)
+
+
+def test_tokens_are_drawn_as_often_as_their_probabilities_say():
+    probs = torch.tensor([[0.0, 0.5, 0.0, 0.3, 0.2, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]])
+    generator = torch.Generator().manual_seed(3)
+    drawn = torch.stack([draw(probs, generator) for _ in range(4000)])
+    shares = torch.bincount(drawn[:, 0], minlength=6) / 4000
+    torch.testing.assert_close(shares, probs[0], atol=0.025, rtol=0)  # three standard deviations of a share
+    assert (shares[probs[0] == 0] == 0).all()
+    assert (drawn[:, 1] == 5).all()
+
+
+@given(st.integers(0, 2**32), st.integers(1, 400), st.integers(0, 2**31))
+def test_nothing_of_probability_zero_is_drawn_and_nothing_beyond_the_vocabulary(seed, size, extreme):
+    """Whatever uniform number comes, the least and the greatest included."""
+    draws = torch.Generator().manual_seed(seed)
+    probs = torch.rand(3, size, generator=draws) * (torch.rand(3, size, generator=draws) < 0.3)
+    probs[:, extreme % size] += 0.1
+    probs /= probs.sum(dim=1, keepdim=True)
+    for uniform in (None, 0.0, 1 - 2**-53):
+        fixed = mock.patch("torch.rand", lambda *shape, **_: torch.full(shape, uniform, dtype=torch.float64))  # noqa: B023
+        with nullcontext() if uniform is None else fixed:
+            picked = draw(probs, draws)
+        assert (probs.gather(1, picked[:, None]) > 0).all()
