@@ -1,4 +1,4 @@
-"""Where things are, from any working directory, and how files are written so that nobody ever sees half of one."""
+"""The paths of all files of the project, and atomic writing, so that no file is ever seen half written."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ __all__ = [
 ]
 
 STAGES = ("base_model", "fine_tuned", "aligned")
-BOX = "box"  # the run whose model comes with the package
+BOX = "box"  # the run name of the bundled model, which comes with the package
 
 
 def home() -> Path:
-    """The project folder: $NANOCHAT_HOME, else the checkout this package lies in, else the working directory."""
+    """The project folder: $NANOCHAT_HOME, or else the checkout that contains this package, or the working directory."""
     if chosen := os.environ.get("NANOCHAT_HOME"):
         return Path(chosen).expanduser().resolve()
     checkout = Path(__file__).resolve().parent.parent
@@ -49,17 +49,17 @@ def data_dir(name: str) -> Path:
 
 
 def run_dir(run: str) -> Path:
-    """out/<run>: everything one run makes."""
+    """out/<run>: all output files of a run."""
     return home() / "out" / safe_name(run)
 
 
 def box_dir() -> Path:
-    """nanochat/chat/box: the model that comes with the package. What is said with it goes to out/box and data/feedback."""
+    """nanochat/chat/box: the bundled model. Its chats are saved in out/box, feedback on it in data/feedback."""
     return Path(__file__).resolve().parent / "chat" / BOX
 
 
 def new_run(run: str) -> str:
-    """`run` if a model can be trained under this name; raises UserError otherwise."""
+    """`run` if it is a valid name for a new model; raises UserError otherwise."""
     if safe_name(run) == BOX:
         raise UserError(f"{BOX!r} names the model that comes with nanochat; choose another name for your run")
     return run
@@ -78,7 +78,7 @@ def checkpoint_path(run: str, stage: str) -> Path:
 
 
 def last_path(run: str, stage: str) -> Path:
-    """out/<run>/<stage>_last.pt: everything that exact resume needs."""
+    """out/<run>/<stage>_last.pt: the complete state of the training, to resume from exactly."""
     return run_dir(run) / f"{stage_name(stage)}_last.pt"
 
 
@@ -88,20 +88,20 @@ def card_path(run: str, stage: str) -> Path:
 
 
 def metrics_path(run: str) -> Path:
-    """out/<run>/metrics.jsonl: one line for each step report."""
+    """out/<run>/metrics.jsonl: the step reports of the training, one per line."""
     return run_dir(run) / "metrics.jsonl"
 
 
 def feedback_path(run: str) -> Path:
-    """data/feedback/<run>.jsonl."""
+    """data/feedback/<run>.jsonl: the feedback on the answers of a run's models."""
     return data_dir("feedback") / f"{safe_name(run)}.jsonl"
 
 
 def flush_folder(path: Path) -> None:
-    """Put on the disk which files a folder has: until then a power cut can take a new one, however well it was flushed.
+    """Flush a folder to disk: until then a power failure can lose a new file, even if the file itself was flushed.
 
-    Does nothing where the system cannot open folders, as on Windows, or cannot flush them, as on some shared disks.
-    Raises OSError if the disk fails.
+    Does nothing on systems that cannot open folders (Windows) or file systems that cannot flush them (some network
+    drives). Raises OSError if the disk fails.
     """
     try:
         fd = os.open(path, os.O_RDONLY)
@@ -118,11 +118,10 @@ def flush_folder(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a file that appears under `path` only when the block ends well.
+    """Open a file for writing that replaces `path` only if the block ends without an exception.
 
-    It is written under a temporary name and flushed, then it gets its name, and the folder is flushed.
-
-    On any exception the temporary file is removed and what was at `path` before is untouched.
+    It is written under a temporary name, flushed to disk and then renamed. On any exception, the temporary file is removed
+    and the old file at `path` is untouched.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
