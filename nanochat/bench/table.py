@@ -70,7 +70,7 @@ def figure(results: Results) -> Figure:
     if not rows:
         return style.empty("Results against targets", "nothing that has a target was measured")[0]
     drawn = style.new_figure(10.0, 1.2 + 0.34 * len(rows))
-    ax = style.dress(
+    ax = style.decorate(
         drawn.add_subplot(), "Results against targets", "result / target (right of the line: met)", grid="x"
     )
     shares = [row.share for row in rows]
