@@ -17,7 +17,7 @@ SECONDS = 600.0  # for all groups; the training on tiny_shakespeare comes last a
 
 Say = Callable[[str], None]
 
-# For each group: its estimated seconds on two cores, and the function that measures it, given the device and the seconds left
+# For each group: its estimated seconds on two cores, and the function that measures it with the device and the seconds left
 GROUPS: dict[str, tuple[float, Callable[[torch.device, float, Say], list[Row]]]] = {
     "training": (100, lambda device, left, say: training.rows(device)),
     "generation": (30, lambda device, left, say: generating.rows(device)),

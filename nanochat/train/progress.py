@@ -80,7 +80,7 @@ def follow(reports: Iterable[StepReport], stream: TextIO | None = None) -> list[
 
 
 def follow_in_notebook(reports: Iterable[StepReport]) -> list[StepReport]:
-    """Run a training to its end, showing a progress bar and a line per validation in the cell's output; returns all reports."""
+    """Run a training to its end, showing a bar and a line per validation in the cell's output; returns all reports."""
     from IPython.display import display
 
     seen: list[StepReport] = []
