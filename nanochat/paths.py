@@ -1,4 +1,4 @@
-"""The paths of all files of the project, and atomic writing, so that no file is ever seen half written."""
+"""Where things are, from any working directory, and how files are written so that nobody ever sees half of one."""
 
 from __future__ import annotations
 
@@ -98,10 +98,10 @@ def feedback_path(run: str) -> Path:
 
 
 def flush_folder(path: Path) -> None:
-    """Flush a folder to disk: until then a power failure can lose a new file, even if the file itself was flushed.
+    """Put on the disk which files a folder has: until then a power cut can take a new one, however well it was flushed.
 
-    Does nothing on systems that cannot open folders (Windows) or file systems that cannot flush them (some network
-    drives). Raises OSError if the disk fails.
+    Does nothing where the system cannot open folders, as on Windows, or cannot flush them, as on some shared disks.
+    Raises OSError if the disk fails.
     """
     try:
         fd = os.open(path, os.O_RDONLY)
@@ -118,10 +118,11 @@ def flush_folder(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a file for writing that replaces `path` only if the block ends without an exception.
+    """Open a file that appears under `path` only when the block ends well.
 
-    It is written under a temporary name, flushed to disk and then renamed. On any exception, the temporary file is removed
-    and the old file at `path` is untouched.
+    It is written under a temporary name and flushed, then it gets its name, and the folder is flushed.
+
+    On any exception the temporary file is removed and what was at `path` before is untouched.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
