@@ -242,7 +242,7 @@ def test_the_peak_is_that_of_the_process_and_of_those_it_starts() -> None:
 
 
 def test_a_part_that_fails_says_its_last_line() -> None:
-    with pytest.raises(UserError, match=r"a part of the benchmark failed .*ZeroDivisionError"):
+    with pytest.raises(UserError, match=r"a part of the bench failed .*ZeroDivisionError"):
         memory.peak_mb(["-c", "1 / 0"])
 
 

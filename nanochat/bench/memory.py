@@ -48,8 +48,8 @@ def peak_mb(arguments: Sequence[str], environment: Mapping[str, str] | None = No
             child.wait()
         if child.returncode:
             said.seek(0)
-            last = (said.read().strip().splitlines() or ["no error message"])[-1]
-            raise UserError(f"a part of the benchmark failed ({last})")
+            last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
+            raise UserError(f"a part of the bench failed ({last})")
     return peak, time.perf_counter() - begin
 
 

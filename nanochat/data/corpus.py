@@ -249,7 +249,7 @@ def _all_or_nothing(folder: Path) -> Iterator[None]:
 
 
 def _state(folder: Path) -> dict[str, tuple[int, int]]:
-    """The state of the prepared files except meta.json, which changes if any of them is replaced."""
+    """Tells whether a file of a prepared set, other than meta.json, has been replaced."""
     files = [file for file in folder.glob("[!.]*") if file.name != "meta.json"]
     return {file.name: (file.stat().st_ino, file.stat().st_mtime_ns) for file in files}
 

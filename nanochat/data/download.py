@@ -169,7 +169,7 @@ def _receive(url: str, part: Path) -> None:
                 bar.update(file.write(block))
             file.flush()
             os.fsync(file.fileno())
-    # With urllib3 1.26, which requests still supports, a connection that was closed early looks like the end of the file.
+    # requests also works with urllib3 1.26, which takes a connection that was closed early for the end of the file.
     if total not in (None, part.stat().st_size) and "Content-Encoding" not in response.headers:
         raise requests.ConnectionError(f"stopped after {part.stat().st_size} of {total} bytes")
 

@@ -218,7 +218,7 @@ def _publish(
             count["conversations"] += 1
             count["tokens"] += len(ids)
             count["supervised"] += int(answer_mask(ids, tok).sum())
-        # Without meta.json the folder counts as not prepared, so old and new files are never mixed.
+        # From here until the new meta.json the folder counts as not prepared: old and new files never mix.
         (folder / "meta.json").unlink(missing_ok=True)
     return {**counts, "fingerprint": fingerprint.hexdigest()[:16]}
 

@@ -32,7 +32,7 @@ def locked(run: str, doing: str) -> Iterator[None]:
     folder = paths.run_dir(run)
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / ".lock.json"
-    # not thread-local: an abandoned training may be closed, which releases the lock, in any thread
+    # not thread-local: a training that is dropped half-way may be closed, and so unlock, in any thread
     lock = FileLock(folder / ".lock", timeout=0, thread_local=False)
     try:
         lock.acquire()
@@ -58,7 +58,7 @@ def _in_use(run: str, holder: Path) -> str:
 
 
 def sweep(run: str, stage: str) -> None:
-    """Remove the incomplete files of a killed process. Call it only while holding the lock."""
+    """Remove the half-written files of a process that was killed. Only for whoever holds the lock."""
     for target in (*stage_files(run, stage), paths.metrics_path(run)):
         for torn in target.parent.glob(f".{target.name}.*.tmp"):
             torn.unlink()
