@@ -82,7 +82,7 @@ class Fact:
         return _needed(self.values)
 
     def statements(self) -> tuple[str, ...]:
-        """Every wording that states it; that of the answer appears twice."""
+        """Every wording that states it; the full answer is one of them, and is included twice."""
         values = {**self.values, "quote": '"'}
         return tuple(
             sentence(each, values) for each in (*self.relation["A"] * 2, *self.relation["S"]) if self._has(each)
@@ -151,7 +151,7 @@ def _directions(relation: Section) -> Iterator[tuple[str, tuple[str, ...], str, 
 
 @cache
 def select(core_only: bool, limit: int | None) -> tuple[Fact, ...]:
-    """All facts in a fixed order; only those of core rows if `core_only`, and of at most `limit` rows of each table.
+    """All facts, in a fixed order, of at most `limit` rows of each table; of core rows only if `core_only`.
 
     Relations marked "full" are used only if `core_only` is False.
     """

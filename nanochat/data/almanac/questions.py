@@ -31,7 +31,7 @@ def _by_relation(facts: Facts) -> dict[str, list[Fact]]:
 
 
 def trained(facts: Facts, rng: random.Random, prefix: str) -> Iterator[Conversation]:
-    """Split "train", endless: every fact that is not held out equally often; needed facts three times as often."""
+    """Split "train", endless: all facts that are not held out, equally often, but those marked `needed` three times."""
     yield from _asked([fact for fact in facts if fact.askable and not fact.held_out], facts, rng, "train", prefix)
 
 

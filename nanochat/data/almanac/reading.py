@@ -2,6 +2,9 @@
 
 As in SQuAD 2.0 (Rajpurkar, Jia and Liang 2018, "Know What You Don't Know"), some questions have no answer in the passage;
 the right answer to these is "I don't know.".
+
+A family is a section of reading.txt, with the templates of passages of one kind. A portrait is a passage about several
+people and their traits, from portraits.txt.
 """
 
 from __future__ import annotations
