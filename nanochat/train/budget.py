@@ -77,7 +77,7 @@ def plan(
     if settings.tokens:
         steps = min(steps, tokens_to_steps(settings.tokens, task))
     if steps == UNLIMITED and not settings.minutes:
-        raise UserError("nothing says how long to train; give steps, tokens or minutes")
+        raise UserError("the training has no limit; give steps, tokens or minutes")
     if not settings.minutes and steps < _WORTH_TRYING:
         return replace(settings, steps=steps, tokens=0)
     seconds, spent = try_out(model, task, settings, say, stop)
