@@ -1,4 +1,4 @@
-"""The training monitor: it shows what was reported, stops and resumes in a worker thread, and hides no error."""
+"""The training monitor: it shows what was reported, stops and goes on from a worker thread, and hides no error."""
 
 from __future__ import annotations
 
