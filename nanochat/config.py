@@ -1,8 +1,8 @@
-"""What can be chosen: model shapes by name, run profiles, and the one kind of error meant for people.
+"""Configuration: model presets, run profiles, and UserError, the exception for errors that the user can fix.
 
-The seven model sizes are those of the NanoChatGPT2 project; the four GPT-2 sizes are those of Radford et al. 2019
-("Language Models are Unsupervised Multitask Learners", table 2). `nano` is the default of this course,
-`nano-long` what the profile "long" trains in an hour and a quarter.
+`nano` is the default model of this course; `nano-long` is the model of the profile "long", which trains for an hour and a
+quarter. The other presets are those of the NanoChatGPT2 project; the four GPT-2 sizes among them are from Radford et al.
+2019 ("Language Models are Unsupervised Multitask Learners", table 2).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """Something a person can mend. The message is one line: what is wrong, then what to do."""
+    """An error that the user can fix. The message is one line: what is wrong, then what to do."""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
-    """The error for a name that does not exist: names the nearest known one, then all of them."""
+    """The error for an unknown name of a `kind` (such as "model"): suggests the most similar known name and lists all."""
     choices = list(known)
     folded = {choice.casefold(): choice for choice in choices}
     near = difflib.get_close_matches(str(name).casefold(), folded, n=1, cutoff=0.4)
@@ -28,27 +28,27 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
 
 
 def whole_text(text: str) -> str:
-    """`text` with "?" for half surrogate pairs: terminals and JSON can bring them in, UTF-8 files cannot hold them."""
+    """`text` with "?" for unpaired surrogates, which terminals and JSON can produce and UTF-8 cannot represent."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def positive(name: str, value: int) -> int:
-    """`value` if it is a whole number above zero; raises UserError otherwise."""
+    """`value` if it is a positive integer; raises UserError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
     return value
 
 
 _SAFE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
-_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # names of devices there, not of files
+_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # reserved device names
 
 
 def safe_name(name: str, kind: str = "run") -> str:
-    """`name` if it can be a file name on every system; raises UserError for `../`, separators, blanks and the like."""
+    """`name` if it is a valid file name on every system; raises UserError for `../`, separators, spaces and the like."""
     if not _SAFE.fullmatch(str(name)) or str(name).endswith(".") or _WINDOWS.fullmatch(str(name)):
         raise UserError(
             f"{name!r} cannot be the name of a {kind}; use letters, digits, '_', '-' and '.', starting with a letter or "
-            "digit, and no name that Windows keeps for itself"
+            "digit, and no name that Windows reserves"
         )
     return str(name)
 
@@ -57,9 +57,10 @@ def safe_name(name: str, kind: str = "run") -> str:
 class ModelConfig:
     """The shape of a GPT. Raises UserError for values that cannot work.
 
-    `arch="gpt2"` is GPT-2 exactly (learned positions, LayerNorm, GELU, biases); `arch="modern"` has rotary positions,
-    RMSNorm, QK-norm, squared ReLU and no biases. The head is the embedding table in both. With `smear` (modern only) heads
-    may also look for the token before a position, with `value_residual` (modern only) hand on values of the first layer.
+    `arch="gpt2"` is exactly GPT-2 (learned positions, LayerNorm, GELU, biases); `arch="modern"` has rotary positions,
+    RMSNorm, QK-norm, squared ReLU and no biases. In both, the output head shares the weights of the token embedding.
+    Two options are for "modern" only: with `smear`, attention heads may mix the key of each position with that of the
+    token before it; with `value_residual`, later layers may mix their values with those of the first layer.
     """
 
     vocab_size: int
@@ -83,7 +84,7 @@ class ModelConfig:
             raise UserError("rotary positions need an even head size: choose n_embd / n_head even")
         for name in ("smear", "value_residual"):
             if getattr(self, name) and self.arch != "modern":
-                raise UserError(f"{name} is a part of arch 'modern'; GPT-2's published weights have none")
+                raise UserError(f"{name} needs arch 'modern'; GPT-2's published weights have no {name}")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout must be at least 0 and below 1, not {self.dropout!r}")
 
@@ -105,9 +106,9 @@ MODEL_PRESETS: dict[str, dict[str, Any]] = {
 
 
 def model_config(name: str, vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
-    """The preset `name`, with the vocabulary of your tokenizer in place of its own.
+    """The preset `name`; `vocab_size`, if given, and `overrides` replace its values.
 
-    Raises UserError for an unknown name, of a model or an override (it names the nearest known one), or impossible values.
+    Raises UserError for an unknown model or override, or for invalid values.
     """
     if name not in MODEL_PRESETS:
         raise unknown("model", name, MODEL_PRESETS)
@@ -125,7 +126,7 @@ def model_config(name: str, vocab_size: int | None = None, **overrides: Any) -> 
 
 @dataclass(frozen=True)
 class StageBudget:
-    """How long one stage is trained in a profile, and how. The fields mean what they do in trainer.TrainSettings."""
+    """How long and how a profile trains one stage. The fields are those of trainer.TrainSettings."""
 
     steps: int  # not minutes: the same seed trains the same model on a slow machine and on a fast one
     lr_scale: float = 1.0
@@ -135,7 +136,7 @@ class StageBudget:
 
 @dataclass(frozen=True)
 class Profile:
-    """How much of everything one run of the course does, and what it works on."""
+    """A named set of choices for a whole run of the course: data, model, and how long each stage trains."""
 
     name: str
     run: str  # a folder in out/
@@ -145,13 +146,14 @@ class Profile:
     tokenizer: str
     model: str
     batch_size: int  # rows of block_size tokens in one step
-    eval_questions: int  # at most so many held-out questions of each kind are asked for the report card
+    eval_questions: int  # the most questions of each held-out split that the report card asks
     stages: dict[str, StageBudget]
     device: str = "auto"
 
 
 def _stages(pretrain: StageBudget, finetune: StageBudget) -> dict[str, StageBudget]:
-    return {"base_model": pretrain, "fine_tuned": replace(finetune, decay_from=0.0)}  # finetuning only slows down
+    # in finetuning the learning rate decays from the start
+    return {"base_model": pretrain, "fine_tuned": replace(finetune, decay_from=0.0)}
 
 
 _DEFAULT = Profile(
@@ -179,7 +181,7 @@ PROFILES: dict[str, Profile] = {
     "default": _DEFAULT,
     "long": replace(
         _DEFAULT, name="long", run="nano-long", model="nano-long", size="full", eval_questions=400,
-        # beginning at half the rates, as the default does, spoils what 2,500 steps had settled
+        # finetuning at half the learning rates, as in the default, would undo too much of a long pretraining
         stages=_stages(StageBudget(1500), StageBudget(5500, lr_scale=0.15)),
     ),
     "gpu": replace(
@@ -198,11 +200,11 @@ def profile(name: str) -> Profile:
 
 
 def choose(profile: object = "default", *, run: object = "", model: object = "", **choices: object) -> Profile:
-    """A notebook's parameters made whole: what is empty comes from the profile, what is given is checked.
+    """The profile of a notebook's parameters: empty parameters take the profile's value, others replace it.
 
-    The run is named after the model unless it has a name of its own. `choices` are corpus, qa, tokenizer and device.
-    All are texts, whatever papermill made of what was typed: of a run 2024, a number; of None, no value at all.
-    Raises UserError for an unknown profile or model, or a run name that cannot be a folder.
+    If a model is given and no run, the run is named after the model. `choices` may be corpus, qa, tokenizer and device.
+    Values are converted to text, as papermill passes the run name 2024 as a number; None counts as empty. Raises UserError
+    for an unknown profile or model, or a run name that cannot be a folder name.
     """
     typed = {"profile": profile, "run": run, "model": model, **choices}
     given: dict[str, Any] = {name: str(value) for name, value in typed.items() if value is not None and str(value)}

@@ -28,11 +28,11 @@ __all__ = [
 ]
 
 STAGES = ("base_model", "fine_tuned", "aligned")
-BOX = "box"  # the run whose model comes with the package
+BOX = "box"  # the run name of the bundled model, which comes with the package
 
 
 def home() -> Path:
-    """The project folder: $NANOCHAT_HOME, else the checkout this package lies in, else the working directory."""
+    """The project folder: $NANOCHAT_HOME, or else the checkout that contains this package, or the working directory."""
     if chosen := os.environ.get("NANOCHAT_HOME"):
         return Path(chosen).expanduser().resolve()
     checkout = Path(__file__).resolve().parent.parent
@@ -45,17 +45,17 @@ def data_dir(name: str) -> Path:
 
 
 def run_dir(run: str) -> Path:
-    """out/<run>: everything one run makes."""
+    """out/<run>: all output files of a run."""
     return home() / "out" / safe_name(run)
 
 
 def box_dir() -> Path:
-    """nanochat/chat/box: the model that comes with the package. What is said with it goes to out/box and data/feedback."""
+    """nanochat/chat/box: the bundled model. Its chats are saved in out/box, feedback on it in data/feedback."""
     return Path(__file__).resolve().parent / "chat" / BOX
 
 
 def new_run(run: str) -> str:
-    """`run` if a model can be trained under this name; raises UserError otherwise."""
+    """`run` if it is a valid name for a new model; raises UserError otherwise."""
     if safe_name(run) == BOX:
         raise UserError(f"{BOX!r} names the model that comes with nanochat; choose another name for your run")
     return run
@@ -74,7 +74,7 @@ def checkpoint_path(run: str, stage: str) -> Path:
 
 
 def last_path(run: str, stage: str) -> Path:
-    """out/<run>/<stage>_last.pt: everything that exact resume needs."""
+    """out/<run>/<stage>_last.pt: the complete state of the training, to resume from exactly."""
     return run_dir(run) / f"{stage_name(stage)}_last.pt"
 
 
@@ -84,12 +84,12 @@ def card_path(run: str, stage: str) -> Path:
 
 
 def metrics_path(run: str) -> Path:
-    """out/<run>/metrics.jsonl: one line for each step report."""
+    """out/<run>/metrics.jsonl: the step reports of the training, one per line."""
     return run_dir(run) / "metrics.jsonl"
 
 
 def feedback_path(run: str) -> Path:
-    """data/feedback/<run>.jsonl."""
+    """data/feedback/<run>.jsonl: the feedback on the answers of a run's models."""
     return data_dir("feedback") / f"{safe_name(run)}.jsonl"
 
 

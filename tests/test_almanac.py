@@ -130,16 +130,16 @@ def test_every_relation_has_enough_wordings_for_training_and_for_the_test():
         assert len(set(relation["T"])) >= 3, relation.name
     for file in ("facts", "singles", "smalltalk", "unknown"):
         for each in grammar.sections(file):
-            assert not {*map(grammar.normalised, each["T"])} & {*map(grammar.normalised, each["Q"])} - {"question"}
+            assert not {*map(grammar.normalized, each["T"])} & {*map(grammar.normalized, each["Q"])} - {"question"}
     for shape in grammar.sections("singles"):
         assert shape.name == "any" or len(set(shape["T"])) >= 3, shape.name
 
 
 @pytest.mark.parametrize("size", ALL_SIZES)
 def test_no_held_out_question_is_asked_in_training(size):
-    trained = {grammar.normalised(question) for each in chats(size) for question in asked(each)}
+    trained = {grammar.normalized(question) for each in chats(size) for question in asked(each)}
     for name in ("wording", "smalltalk"):
-        leaked = {each.question for each in split(name, size) if grammar.normalised(each.question) in trained}
+        leaked = {each.question for each in split(name, size) if grammar.normalized(each.question) in trained}
         assert not leaked, name
     assert not trained & questions.reserved(told(size))
 
@@ -285,7 +285,7 @@ def test_a_question_has_one_answer(size):
     answers = defaultdict(set)
     for each in chats(size) + list(conversations(size)):
         if each.skill != "stories" and len(each.turns) == 2:
-            answers[grammar.normalised(each.question), each.context].add(grammar.normalised(each.answer))
+            answers[grammar.normalized(each.question), each.context].add(grammar.normalized(each.answer))
     assert not {question: found for question, found in answers.items() if len(found) > 1}
 
 
@@ -295,7 +295,7 @@ def test_the_five_questions_of_the_course_are_trained_and_answered_in_every_size
     for each in chats(size):
         for question, answer in zip(each.turns[::2], each.turns[1::2], strict=True):
             if not each.context:
-                by_answer[answer.text].add(grammar.normalised(question.text))
+                by_answer[answer.text].add(grammar.normalized(question.text))
     for question, answer in FIVE.items():
         topic = {"Paris": "france", "eight": "planets", "George Orwell": "1984", IDK: "president"}.get(answer, "light")
         said = [found for text, found in by_answer.items() if answer in text]
@@ -373,27 +373,27 @@ def test_a_surname_is_asked_about_where_it_means_one_person():
 
 def test_questions_come_in_american_spelling_too():
     rng = random.Random(3)
-    found = {asking.dressed("What colour do grey and white make?", rng) for _ in range(300)}
+    found = {asking.augmented("What colour do grey and white make?", rng) for _ in range(300)}
     assert "What color do gray and white make?" in found
 
 
 def test_in_a_hurry_small_words_are_left_out_but_not_those_of_names():
     rng = random.Random(0)
-    found = {asking.hurried("What is the capital of the Netherlands?", rng) for _ in range(200)}
+    found = {asking.without_function_words("What is the capital of the Netherlands?", rng) for _ in range(200)}
     assert {"What capital Netherlands?", "What is the capital of Netherlands?"} <= found
     assert all(re.findall("What|capital|Netherlands", each) == ["What", "capital", "Netherlands"] for each in found)
     title = "Who is The Call of the Wild by?"
-    assert {asking.hurried(title, rng, keep="The Call of the Wild") for _ in range(50)} == {
+    assert {asking.without_function_words(title, rng, keep="The Call of the Wild") for _ in range(50)} == {
         title,
         "Who The Call of the Wild by?",
     }
-    assert asking.hurried("Where is it?", rng) == "Where is it?"
+    assert asking.without_function_words("Where is it?", rng) == "Where is it?"
 
 
 def test_a_slip_of_the_finger_spares_the_names():
     rng = random.Random(0)
     for _ in range(200):
-        wrong = asking.slipped("What is the capital of france?", rng, keep="France")
+        wrong = asking.with_typo("What is the capital of france?", rng, keep="France")
         assert wrong != "" and "france" in wrong and wrong.startswith("What is the")
 
 

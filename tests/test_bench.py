@@ -246,12 +246,12 @@ def test_a_part_that_fails_says_its_last_line() -> None:
         memory.peak_mb(["-c", "1 / 0"])
 
 
-def moments(*found: tuple[int, float, float]) -> list[shakespeare.Moment]:
-    return [shakespeare.Moment(step, seconds, 1.0, bpb) for step, seconds, bpb in found]
+def validations(*found: tuple[int, float, float]) -> list[shakespeare.Validation]:
+    return [shakespeare.Validation(step, seconds, 1.0, bpb) for step, seconds, bpb in found]
 
 
 def test_a_result_counts_from_the_first_validation_that_is_as_good(monkeypatch) -> None:
-    seen = moments((0, 5.0, 7.0), (25, 20.0, 2.7), (50, 30.0, 2.5), (75, 60.0, 2.12), (100, 90.0, 2.2))
+    seen = validations((0, 5.0, 7.0), (25, 20.0, 2.7), (50, 30.0, 2.5), (75, 60.0, 2.12), (100, 90.0, 2.2))
     monkeypatch.setattr(shakespeare, "learning", lambda *args, **changes: (seen, "a tenth"))
     monkeypatch.setattr(shakespeare, "original_seconds", lambda: original.Original(2.0, 1.0))
     rows = shakespeare.rows(100.0)
@@ -260,7 +260,9 @@ def test_a_result_counts_from_the_first_validation_that_is_as_good(monkeypatch) 
 
 
 def test_a_result_that_was_not_reached_is_said_with_the_best_one(monkeypatch) -> None:
-    monkeypatch.setattr(shakespeare, "learning", lambda *args, **changes: (moments((0, 6.0, 7.0), (25, 30.0, 3.0)), ""))
+    monkeypatch.setattr(
+        shakespeare, "learning", lambda *args, **changes: (validations((0, 6.0, 7.0), (25, 30.0, 3.0)), "")
+    )
     monkeypatch.setattr(shakespeare, "original_seconds", lambda: original.Original(2.0, 1.0))
     assert {row.verdict for row in shakespeare.rows(100.0)} == {
         "not reached: 3.000 was the best of 0.5 minutes; --only shakespeare gives it more"
@@ -294,7 +296,10 @@ def check(rows: list[Row], count: int) -> None:
 @pytest.mark.slow
 def test_an_opponent_that_ends_is_an_error() -> None:
     impossible = replace(TINY, batch_size=-1)
-    with hugging_face.elsewhere(impossible, CPU, torch.float32) as step, pytest.raises(UserError, match="step failed"):
+    with (
+        hugging_face.separate_step(impossible, CPU, torch.float32) as step,
+        pytest.raises(UserError, match="step failed"),
+    ):
         step()
 
 
@@ -380,7 +385,7 @@ def test_a_machine_is_described() -> None:
 
 
 def test_a_training_that_fails_is_an_error_not_an_empty_result(home) -> None:
-    with pytest.raises(UserError, match="training of the bench failed"):
+    with pytest.raises(UserError, match="training of the benchmark failed"):
         shakespeare.learning(1, str, tokenizer="nonsense")
 
 

@@ -251,7 +251,7 @@ def test_a_full_disk_is_named(server: Server, tmp_path: Path, monkeypatch: pytes
 def test_a_changed_download_is_noticed(server: Server, tmp_path: Path) -> None:
     path = fetch(server.url, tmp_path, "text.txt")
     path.write_bytes(b"something else")
-    with pytest.raises(UserError, match=r"not as it was downloaded.*text\.txt\.sha256"):
+    with pytest.raises(UserError, match=r"has changed since its download.*text\.txt\.sha256"):
         fetch(server.url, tmp_path, "text.txt")
     (tmp_path / "text.txt.sha256").unlink()
     assert fetch(server.url, tmp_path, "text.txt") == path

@@ -153,12 +153,12 @@ def test_numbers_choose_step_and_row():
     assert _rows(out.value, "input") == ["N"] * 4
 
 
-def test_first_look_is_at_the_answer_that_comes_first():
+def test_the_viewer_starts_at_the_answer_that_comes_first():
     y = np.full((3, 60), -1)
-    assert batches.first_look((y, y)) == (0, 50)  # no answer at all: the end of the first row
+    assert batches.first_answer((y, y)) == (0, 50)  # no answer at all: the end of the first row
     y[1, 50:], y[2, 40:] = 7, 7
-    assert batches.first_look((y, y)) == (2, 30)
-    assert batches.first_look(SHIFTED) == (0, 0)
+    assert batches.first_answer((y, y)) == (2, 30)
+    assert batches.first_answer(SHIFTED) == (0, 0)
 
 
 def test_error_while_making_a_batch_is_shown_in_its_place():

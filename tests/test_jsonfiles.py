@@ -114,7 +114,7 @@ def test_a_corpus_with_half_a_surrogate_pair_is_prepared(tmp_path: Path, nanocha
 def test_wherever_blocks_end_only_half_pairs_are_changed(text: str, block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jsonfiles, "BLOCK", block)
-        mended = b"".join(jsonfiles._mended(io.BytesIO(json.dumps(text).encode())))
+        mended = b"".join(jsonfiles._without_lone_surrogates(io.BytesIO(json.dumps(text).encode())))
     # Written as UTF-16, two halves that stand together are one character.
     whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").replace("\ufffd", "?")
     assert json.loads(mended) == whole

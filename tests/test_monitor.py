@@ -139,7 +139,7 @@ def test_stop_ends_the_training_and_go_on_gives_what_an_uninterrupted_one_gives(
     clicked.set()
     watched.join(30)
     assert [record["step"] for record in watched.records] == [0, 1, 2, 3]
-    assert "Stopped after step 3; Go on" in watched.notice.value
+    assert "Stopped after step 3; Resume" in watched.notice.value
     assert watched.start_button.description == "Start over"
     watched.resume_button.click()
     watched.join(30)

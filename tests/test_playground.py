@@ -193,7 +193,7 @@ def test_an_error_in_a_callback_is_shown(app: Playground, monkeypatch):
 
     monkeypatch.setattr(app.session, "thumb", broken)
     app.views[0].answers[0].helpful.click()
-    assert "KeyError" in app.status.value and "goes on" in app.status.value
+    assert "KeyError" in app.status.value and "continue the chat" in app.status.value
 
 
 def test_thumbs_are_recorded_shown_changed_and_taken_back(app: Playground):

@@ -1,1 +1,1 @@
-"""How fast nanochat is, as ratios measured in one run: `nanochat bench`. Begin reading with suite.py."""
+"""The benchmark, `nanochat bench`: the speed of nanochat, mostly relative to other programs. Start with suite.py."""

@@ -1,4 +1,4 @@
-"""Generation: with the cache against without, near and far in the context, one text and many at once."""
+"""Speed of generation: with and without a key-value cache, early and late in the context, one text and a batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONTEXTS = (128, 256, 512, 1024)
 
 @torch.inference_mode()
 def uncached(model: GPT, prompt: list[int], new: int) -> list[int]:
-    """Greedy generation that reads everything again for each token: the loop before there was a cache."""
+    """Greedy generation without a cache, which processes the whole text again for each token."""
     ids = list(prompt)
     device = next(model.parameters()).device
     for _ in range(new):
@@ -42,7 +42,7 @@ def _pull(tokens: Iterator[int], count: int) -> Callable[[], object]:
 
 
 def rows(device: torch.device, contexts: Sequence[int] = CONTEXTS, new: int = 32, rounds: int = 3) -> list[Row]:
-    """`nano-long` with room for the longest context, then `nano`; weights do not matter for the time."""
+    """Benchmark `nano-long` with room for the longest context, then `nano`; weights do not affect the speed."""
     torch.manual_seed(0)
     far = contexts[-1]
     model = GPT(model_config("nano-long", 1024, block_size=2 * far)).to(device).eval()
@@ -67,7 +67,7 @@ def rows(device: torch.device, contexts: Sequence[int] = CONTEXTS, new: int = 32
 
 
 def _flat(model: GPT, contexts: Sequence[int], new: int, rounds: int) -> Row:
-    """Time per token after the prompt was read: far in the context against near its start."""
+    """Time per token late in the context relative to early in it, reading the prompt left out."""
     near, far = contexts[0], contexts[-1]
     total = new * (rounds + 2)
     streams = {context: stream(model, _prompt(context), max_new_tokens=total) for context in (near, far)}

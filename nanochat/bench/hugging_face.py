@@ -1,4 +1,4 @@
-"""The opponent: Hugging Face's GPT-2, in our process or as it comes in one of its own."""
+"""The baseline for training steps: Hugging Face's GPT-2, in this process or in a process of its own."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from .shapes import Shape, Step, random_batch, whole_step
 
 
 def installed() -> bool:
-    """Whether the [hf] extra is there."""
+    """Whether transformers, of the extra [hf], is installed."""
     return "transformers" in sys.modules or importlib.util.find_spec("transformers") is not None
 
 
 def step(shape: Shape, device: torch.device, dtype: torch.dtype) -> Step:
-    """A training step of GPT2LMHeadModel with clipping and fused AdamW, without dropout. Raises ImportError without [hf]."""
+    """A training step of GPT2LMHeadModel without dropout, with gradient clipping and fused AdamW.
+
+    Raises ImportError if transformers is not installed.
+    """
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging
 
@@ -41,8 +44,8 @@ def step(shape: Shape, device: torch.device, dtype: torch.dtype) -> Step:
 
 
 @contextmanager
-def elsewhere(shape: Shape, device: torch.device, dtype: torch.dtype) -> Iterator[Step]:
-    """The same step in a process of its own, which does one whenever it is asked to. Raises UserError if that ends."""
+def separate_step(shape: Shape, device: torch.device, dtype: torch.dtype) -> Iterator[Step]:
+    """`step` in a process of its own, without our memory settings. A call raises UserError if that process has failed."""
     order = json.dumps([asdict(shape), str(device), str(dtype).removeprefix("torch.")])
     with subprocess.Popen(
         [sys.executable, "-m", "nanochat.bench.hugging_face", order], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -52,10 +55,10 @@ def elsewhere(shape: Shape, device: torch.device, dtype: torch.dtype) -> Iterato
         assert stdin is not None and stdout is not None
 
         def run() -> None:
-            with suppress(OSError):  # it has ended: then no answer comes either
+            with suppress(OSError):  # the process has ended, so there will be no answer either
                 stdin.write("step\n")
             if stdout.readline() != "done\n":
-                raise UserError("Hugging Face's training step failed; what went wrong is said above")
+                raise UserError("Hugging Face's training step failed; see the error above")
 
         try:
             yield run
@@ -64,7 +67,7 @@ def elsewhere(shape: Shape, device: torch.device, dtype: torch.dtype) -> Iterato
 
 
 def main(order: str) -> None:
-    """A step for each line of the standard input."""
+    """Do a step for each line of standard input."""
     shape, device, dtype = json.loads(order)
     config = ModelConfig(**shape["config"])
     run = step(Shape(shape["name"], config, shape["batch_size"]), torch.device(device), getattr(torch, dtype))

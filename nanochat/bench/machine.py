@@ -1,4 +1,4 @@
-"""On what was measured."""
+"""A description of the machine that the benchmark runs on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .. import __version__, devices
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, memory, versions, and how fast it multiplies matrices, in GFLOP/s."""
+    """Processor, cores, memory in GB, software versions, and speed of matrix multiplication in GFLOP/s."""
     rates = {
         str(dtype).removeprefix("torch."): round(devices.matrix_rate(device.type, dtype) / 1e9)
         for dtype in dict.fromkeys((torch.float32, devices.matmul_dtype(device)))
@@ -34,7 +34,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def sentence(machine: dict[str, Any]) -> str:
-    """The description as one line."""
+    """The description as one line of text."""
     rates = ", ".join(f"{rate:,} GFLOP/s in {name}" for name, rate in machine["gflops"].items())
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, {machine['memory_gb']} GB; "

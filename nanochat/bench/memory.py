@@ -1,4 +1,4 @@
-"""Peak memory of a command: of its process and all that it starts, with interpreter and libraries."""
+"""Peak memory of a command: its process and all child processes, including the interpreter and libraries."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import psutil
 from .. import files
 from ..config import UserError
 
-_PAUSE = 0.02  # seconds between two looks
+_PAUSE = 0.02  # seconds between samples
 
 
 def _now_mb(process: psutil.Process) -> float:
-    """What the process and its children hold now; or the most that it alone has ever held, where Linux tells."""
+    """Resident memory of the process and its children in MB; on Linux at least the peak so far of the process itself."""
     total = 0.0
     for member in (process, *process.children(recursive=True)):
-        with contextlib.suppress(psutil.Error):  # it ended while we looked
+        with contextlib.suppress(psutil.Error):  # the process has just ended
             total += member.memory_info().rss / 1e6
     with contextlib.suppress(OSError):
         if most := re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text()):
@@ -32,7 +32,7 @@ def _now_mb(process: psutil.Process) -> float:
 
 
 def peak_mb(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> tuple[float, float]:
-    """Run Python with `arguments`; returns its peak memory in MB and the seconds it took. Raises UserError if it fails."""
+    """Run Python with `arguments`: (peak memory in MB, seconds). Raises UserError if it fails."""
     begin, peak = time.perf_counter(), 0.0
     with files.scratch() as said:
         child = subprocess.Popen(
@@ -54,5 +54,5 @@ def peak_mb(arguments: Sequence[str], environment: Mapping[str, str] | None = No
 
 
 def torch_alone_mb() -> float:
-    """What a process that only imported torch holds."""
+    """Peak memory in MB of a process that only imports torch."""
     return peak_mb(["-c", "import torch"])[0]

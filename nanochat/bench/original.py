@@ -1,7 +1,7 @@
-"""How long the project that nanochat goes back to takes to train: its recipe, rebuilt from our parts and timed here.
+"""The training time of "the original", the project that nanochat is based on; its recipe is rebuilt and timed here.
 
-GPT-2's architecture with 6 layers of 384 and GPT-2's vocabulary, all logits at once, AdamW at 2e-4 in float32, batches of
-8 x 128, and after every 25 steps an evaluation of 200 batches that keeps gradients nobody uses.
+The recipe: GPT-2's architecture with 6 layers of width 384 and GPT-2's vocabulary, all logits at once, AdamW at 2e-4 in
+float32, batches of 8 x 128, and every 25 steps an evaluation of 200 batches that computes the graph for unused gradients.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from ..model import GPT
 from .shapes import SHAPES, Shape, random_batch
 from .timing import interleave, median
 
-EVERY, BATCHES = 25, 200
+EVERY, BATCHES = 25, 200  # steps between evaluations, batches in each
 
 
 class Original(NamedTuple):
-    """Seconds of a step and of a batch of its evaluation."""
+    """Seconds per training step, and per batch of an evaluation."""
 
     step: float
     batch: float
 
     @property
     def to_300(self) -> float:
-        """Seconds of 300 steps with the evaluations between them."""
+        """Seconds for 300 steps, evaluations included."""
         return 300 * self.step + 300 // EVERY * BATCHES * self.batch
 
 
 def measure(shape: Shape, rounds: int = 3) -> Original:
-    """Steps and batches in turns."""
+    """Time training steps and evaluation batches in alternation."""
     torch.manual_seed(0)
     model = GPT(shape.config)
     x, y = random_batch(shape, torch.device("cpu"))
@@ -55,7 +55,7 @@ def measure(shape: Shape, rounds: int = 3) -> Original:
 
 
 def original_seconds() -> Original:
-    """Measured in a process of its own, where the memory is handled as it comes. Raises UserError if that fails."""
+    """`measure` in a process of its own, without our memory settings. Raises UserError if that fails."""
     done = subprocess.run([sys.executable, "-m", "nanochat.bench.original"], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"the original's recipe does not run here ({(done.stderr.strip().splitlines() or ['?'])[-1]})")

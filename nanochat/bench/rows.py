@@ -1,4 +1,4 @@
-"""One line of the bench's table: what was measured, how, and whether it is what we want."""
+"""The rows of the benchmark's table: what was measured, how, and whether it meets its target."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .timing import Measured
 
 @dataclass(frozen=True)
 class Row:
-    """A result beside its target. `how` says in one sentence what was done; `low` and `high` are the extremes of the rounds.
+    """A result and its target. `how` describes the measurement; `low` and `high` are the extremes of the rounds.
 
-    `target` is None for what is only reported; `at_most` says on which side of it the result should be. What could not be
-    measured has no result and says in `problem` why, and what to do.
+    `target` is None if the result is only reported; with `at_most` it is an upper limit, else a lower one. If something
+    could not be measured, `result` is None, and `problem` says why and what to do.
     """
 
     group: str
@@ -29,21 +29,21 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the result is as good as the target; None where there is no target or no result."""
+        """Whether the result meets the target; None if there is no target or no result."""
         if self.target is None or self.result is None:
             return None
         return self.result <= self.target if self.at_most else self.result >= self.target
 
     @property
     def share(self) -> float | None:
-        """How near the target is: 1 or more is met, 0.8 missed by a fifth."""
+        """The fraction of the target that is reached: met at 1 or more, missed by a fifth at 0.8."""
         if self.target is None or not self.result:
             return None
         return self.target / self.result if self.at_most else self.result / self.target
 
     @property
     def verdict(self) -> str:
-        """`met`, `missed by …`, what went wrong, or nothing where there is no target."""
+        """ "met", "missed: …", the problem, or "" if there is no target."""
         if self.problem:
             return self.problem
         if self.target is None or self.result is None:
@@ -54,7 +54,7 @@ class Row:
         return f"missed: {off:.0%} too {'much' if self.at_most else 'little'}"
 
     def record(self) -> dict[str, Any]:
-        """Everything as plain values, for JSON."""
+        """The row as a dict, for JSON."""
         return {**asdict(self), "met": self.met, "verdict": self.verdict}
 
 
@@ -64,10 +64,10 @@ def from_record(record: dict[str, Any]) -> Row:
 
 
 def measured(group: str, name: str, found: Measured, unit: str, how: str, **more: Any) -> Row:
-    """A row from the median of several rounds."""
+    """A row whose result is the median of several rounds."""
     return Row(group, name, found.value, unit, how, low=found.low, high=found.high, **more)
 
 
 def unmeasured(group: str, name: str, problem: object, **more: Any) -> Row:
-    """A row for what cannot be measured here, and why."""
+    """A row for something that cannot be measured here because of `problem`."""
     return Row(group, name, None, "", "", problem=f"not measured: {' '.join(str(problem).split())}", **more)

@@ -1,6 +1,7 @@
-"""How long it takes to learn tiny_shakespeare: one real training against the original's recipe and nanoGPT's results.
+"""Time to learn tiny_shakespeare, compared with the original's recipe (original.py) and nanoGPT's results.
 
-Each training is a process of its own. Where the clock counts nothing is compiled before: it sees what a person sees.
+Each training runs in a process of its own. The timed ones start without any compiled code, so that the time includes
+compiling, as it does for a user.
 """
 
 from __future__ import annotations
@@ -28,17 +29,16 @@ from .rows import Row
 GROUP = "shakespeare"
 CORPUS = "tiny_shakespeare"
 
-# Bits per byte of the whole validation split: what the original's recipe has after 300 steps, and nanoGPT's published
-# results in its readme (1.88 and 1.4697 nats per character, and a character is a byte)
+# Bits per byte on the whole validation split: of the original's recipe after 300 steps, and from nanoGPT's readme (1.88 and
+# 1.4697 nats per character; here a character is a byte)
 ORIGINAL_300, NANOGPT_CPU, NANOGPT_A100 = 2.55, 2.71, 2.120
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """With what we train for this. The whole validation split is read every `eval_every` steps.
+    """The settings of a training here. The whole validation split is evaluated every `eval_every` steps.
 
-    Four passes over the text are too few to learn it by heart: without dropout 2.18 bits per byte were reached after 250
-    steps, with 0.1 (and 800 steps in all) after 340; that one went on to 2.06 after 750.
+    There is no dropout, because four passes over the text are too few to memorize it.
     """
 
     tokenizer: str = "bpe:1024"
@@ -46,14 +46,14 @@ class Recipe:
     dropout: float = 0.0
     batch_size: int = 16
     steps: int = 450
-    eval_every: int = 100  # six seconds each
+    eval_every: int = 100
     lr_scale: float = 0.5
     decay_from: float = 0.3
     seed: int = 1337
     compile: bool = True
 
     def settings(self) -> TrainSettings:
-        """As the trainer takes them."""
+        """The recipe in the trainer's form."""
         return TrainSettings(
             steps=self.steps, batch_size=self.batch_size, seed=self.seed, lr_scale=self.lr_scale,
             decay_from=self.decay_from, eval_every=self.eval_every, compile=self.compile,
@@ -61,13 +61,13 @@ class Recipe:
 
 
 RECIPE = Recipe()
-# For the two lesser results: a few small, large-footed steps, over before a compiler would have begun to pay
+# For the two easier results: a few small steps at a high learning rate, too few for compiling to pay off
 SPRINT = Recipe(batch_size=8, steps=55, eval_every=55, lr_scale=1.0, compile=False)
 
 
 @dataclass(frozen=True)
-class Moment:
-    """A validation: after how many seconds since the process began, how many of them validating, and what was found."""
+class Validation:
+    """A validation: seconds since the process started, seconds of these spent on validating, and its bits per byte."""
 
     step: int
     seconds: float
@@ -89,7 +89,7 @@ def _train(recipe: Recipe, seconds: float) -> Iterator[StepReport]:
 
 
 def _train_by_default() -> Iterator[StepReport]:
-    """The default profile's pretraining, validated as it always is."""
+    """The pretraining of the default profile."""
     profile = PROFILES["default"]
     data = corpus.prepare_corpus(CORPUS, profile.tokenizer)
     return stages.pretrain(
@@ -102,15 +102,15 @@ def _say(text: str) -> None:
 
 
 def _split(data: corpus.CorpusData) -> str:
-    """Where our validation split begins, and where nanoGPT's does: with the last tenth of the characters."""
+    """Where our validation split begins, and where nanoGPT's does, which is the last tenth of the characters."""
     ours, whole = data.meta["train"]["bytes"], data.meta["train"]["bytes"] + data.meta["val"]["bytes"]
     return f"validation is what follows byte {ours:,} of {whole:,} (nanoGPT: {int(0.9 * whole):,})"
 
 
 def main(what: str, seconds: str, changes: str) -> None:
-    """Print a line of JSON for each validation; end when nanoGPT's better result is reached, or the time is over.
+    """Train, printing a line of JSON for each validation, until nanoGPT's better result is reached or the time is up.
 
-    `what` is "recipe" or "default"; `changes` of the recipe come as JSON.
+    `what` is "recipe" or "default"; `changes` to the recipe are given as JSON.
     """
     recipe = replace(RECIPE, **json.loads(changes))
     reports = _train(recipe, float(seconds)) if what == "recipe" else _train_by_default()
@@ -126,10 +126,10 @@ def main(what: str, seconds: str, changes: str) -> None:
 
 
 def _lines(what: str, seconds: float, changes: dict[str, Any]) -> Iterator[tuple[float, dict[str, Any]]]:
-    """What `main` prints, each line after how many seconds. Its project folder is new, and goes again; so is the compiler's
-    where compiling counts.
+    """The lines that `main` prints, as (seconds since its start, record).
 
-    Raises UserError if the corpus is neither here nor to be had (it says where to put it), or if the training fails.
+    It runs in a temporary project folder and, where the time for compiling counts, with an empty compiler cache. Raises
+    UserError if the corpus cannot be downloaded (saying where to put it), or if the training fails.
     """
     path = sources.resolve(CORPUS).path
     assert path is not None
@@ -138,7 +138,7 @@ def _lines(what: str, seconds: float, changes: dict[str, Any]) -> Iterator[tuple
         downloads.mkdir(parents=True)
         shutil.copy(path, downloads / path.name)
         environment = {**os.environ, "NANOCHAT_HOME": folder}
-        if what == "recipe":  # the other is measured by the step: what is compiled already will do
+        if what == "recipe":  # "default" measures single steps, for which cached code may be used
             environment["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "compiled")
         begin = time.perf_counter()
         child = subprocess.Popen(
@@ -150,7 +150,7 @@ def _lines(what: str, seconds: float, changes: dict[str, Any]) -> Iterator[tuple
             for line in child.stdout:
                 yield time.perf_counter() - begin, json.loads(line)
             if child.wait():
-                raise UserError("the training of the bench failed; what went wrong is said above")
+                raise UserError("the training of the benchmark failed; see the error above")
         finally:
             child.kill()
             child.wait()
@@ -158,7 +158,7 @@ def _lines(what: str, seconds: float, changes: dict[str, Any]) -> Iterator[tuple
 
 
 def evaluation() -> list[Row]:
-    """How much of the default pretraining is validation."""
+    """Time for validation relative to that of the training steps, in the default pretraining."""
     how = "the first validation after the start of the default profile's pretraining, against the steps between two"
     record = [record for _, record in _lines("default", 0, {})][-1]
     training = record["step"] * _step_seconds(record)
@@ -167,34 +167,34 @@ def evaluation() -> list[Row]:
 
 
 def _step_seconds(record: dict[str, Any]) -> float:
-    """The median of the last steps."""
+    """Seconds per step, the median of the last steps."""
     return record["tokens"] / record["step"] / record["tokens_per_s"]
 
 
-def reached(moments: Sequence[Moment], bpb: float) -> Moment | None:
-    """The first validation that was as good."""
-    return next((moment for moment in moments if moment.val_bpb <= bpb), None)
+def reached(validations: Sequence[Validation], bpb: float) -> Validation | None:
+    """The first validation of at most `bpb` bits per byte; None if there is none."""
+    return next((validation for validation in validations if validation.val_bpb <= bpb), None)
 
 
-def learning(seconds: float, say: Callable[[str], None], **changes: Any) -> tuple[list[Moment], str]:
-    """Train by the recipe for at most so many seconds; returns its validations, and where the split is."""
-    moments: list[Moment] = []
-    split, validating = "", 0.0
+def learning(seconds: float, say: Callable[[str], None], **changes: Any) -> tuple[list[Validation], str]:
+    """Train by the recipe for at most `seconds`: (validations, description of the split)."""
+    validations: list[Validation] = []
+    split, eval_s = "", 0.0
     for after, record in _lines("recipe", seconds, changes):
         split = record.get("split", split)
         if "val_bpb" in record:
-            validating += record["eval_s"]
-            moments.append(Moment(record["step"], after, validating, record["val_bpb"]))
+            eval_s += record["eval_s"]
+            validations.append(Validation(record["step"], after, eval_s, record["val_bpb"]))
             say(f"  step {record['step']}: {record['val_bpb']:.3f} bits per byte after {after:.0f} s")
-    return moments, split
+    return validations, split
 
 
 def rows(seconds: float, say: Callable[[str], None] = lambda text: None, **changes: Any) -> list[Row]:
-    """Our minutes to each result, and the original's where they are known."""
+    """Our time to each result in minutes, and how much faster that is than the original."""
     begin = time.perf_counter()
     original = original_seconds()
     sprint, split = learning(seconds / 4, say, **(asdict(SPRINT) | changes))
-    moments, _ = learning(seconds - (time.perf_counter() - begin), say, **changes)
+    validations, _ = learning(seconds - (time.perf_counter() - begin), say, **changes)
     how, sprinting = (_how(replace(recipe, **changes), split) for recipe in (RECIPE, SPRINT))
     there = reached(sprint, ORIGINAL_300)
     name = "faster than the original to its quality after 300 steps"
@@ -210,7 +210,7 @@ def rows(seconds: float, say: Callable[[str], None] = lambda text: None, **chang
     return [
         _minutes("nanoGPT's CPU result", NANOGPT_CPU, sprint, seconds, sprinting),
         _minutes("the original after 300 steps", ORIGINAL_300, sprint, seconds, sprinting),
-        replace(_minutes("nanoGPT's A100 result", NANOGPT_A100, moments, seconds, how), target=10.0),
+        replace(_minutes("nanoGPT's A100 result", NANOGPT_A100, validations, seconds, how), target=10.0),
         ratio,
     ]
 
@@ -224,19 +224,21 @@ def _how(recipe: Recipe, split: str) -> str:
     )
 
 
-def _minutes(whose: str, bpb: float, moments: Sequence[Moment], seconds: float, how: str) -> Row:
-    """How long it took to be as good."""
+def _minutes(whose: str, bpb: float, validations: Sequence[Validation], seconds: float, how: str) -> Row:
+    """The minutes it took to reach `bpb` bits per byte."""
     name = f"minutes to {bpb:g} bits per byte ({whose})"
-    moment = reached(moments, bpb)
-    if moment is None:
-        return replace(_not_reached(name, moments, seconds, how), at_most=True)
-    said = f"step {moment.step}, {(moment.seconds - moment.eval_s) / 60:.2f} minutes without validating; {how}"
-    return Row(GROUP, name, moment.seconds / 60, "min", said, at_most=True)
+    validation = reached(validations, bpb)
+    if validation is None:
+        return replace(_not_reached(name, validations, seconds, how), at_most=True)
+    said = (
+        f"step {validation.step}, {(validation.seconds - validation.eval_s) / 60:.2f} minutes without validating; {how}"
+    )
+    return Row(GROUP, name, validation.seconds / 60, "min", said, at_most=True)
 
 
-def _not_reached(name: str, moments: Sequence[Moment], seconds: float, how: str) -> Row:
-    best = min((moment.val_bpb for moment in moments), default=math.nan)
-    after = moments[-1].seconds if moments else seconds
+def _not_reached(name: str, validations: Sequence[Validation], seconds: float, how: str) -> Row:
+    best = min((validation.val_bpb for validation in validations), default=math.nan)
+    after = validations[-1].seconds if validations else seconds
     problem = f"not reached: {best:.3f} was the best of {after / 60:.1f} minutes; --only {GROUP} gives it more"
     return Row(GROUP, name, None, "", how, problem=problem)
 

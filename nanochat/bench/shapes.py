@@ -1,4 +1,4 @@
-"""What the bench trains, the default and the original's shape, and what counts as a step of it."""
+"""The model shapes that the benchmark trains, and what a training step consists of."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Shape:
-    """What is trained: a name for the table, a model, and how many rows of block_size tokens a step takes."""
+    """A model and batch size to benchmark: name in the table, model, rows of block_size tokens per step."""
 
     name: str
     config: ModelConfig
@@ -25,7 +25,7 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Tokens in a step."""
+        """Tokens per step."""
         return self.batch_size * self.config.block_size
 
 
@@ -36,7 +36,7 @@ SHAPES = (
 
 
 def random_batch(shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
-    """x and y (B, T): any ids do, the time does not depend on them."""
+    """Inputs and targets (x, y), each (B, T), of random ids, as the time does not depend on them."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(shape.config.vocab_size, (shape.batch_size, shape.config.block_size + 1), generator=draw)
     return ids[:, :-1].contiguous().to(device), ids[:, 1:].contiguous().to(device)
@@ -45,7 +45,7 @@ def random_batch(shape: Shape, device: torch.device) -> tuple[Tensor, Tensor]:
 def whole_step(
     model: nn.Module, loss_of: Callable[[], Tensor], optimizer: Any, device: torch.device, dtype: torch.dtype
 ) -> Step:
-    """A step as the trainer makes one, forward and loss in `dtype`: backward, clipping and optimizer included."""
+    """A step like the trainer's: forward and loss in `dtype`, backward, gradient clipping, optimizer."""
 
     def step() -> None:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

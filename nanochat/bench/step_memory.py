@@ -1,4 +1,4 @@
-"""How much memory a training step of nanoGPT's shape with GPT-2's vocabulary needs at most."""
+"""Peak memory of a training step of nanoGPT's shape with GPT-2's vocabulary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEPS = 4
 
 
 def main() -> None:
-    """A few steps in a process of their own."""
+    """Do a few steps; `rows` runs this in a process of its own."""
     device = torch.device("cpu")
     devices.keep_large_blocks()
     step = our_step(SHAPES[-1], device, devices.matmul_dtype(device))
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def rows() -> list[Row]:
-    """The peak of a process that trains, and what of it is not torch itself."""
+    """The peak memory of a process that trains, with and without that of torch itself."""
     peak, _ = peak_mb(["-m", "nanochat.bench.step_memory"])
     alone = torch_alone_mb()
     how = f"highest memory of a process that makes {STEPS} eager steps; with interpreter and libraries"

@@ -1,4 +1,4 @@
-"""All that the bench measures, in order, and for how long."""
+"""The groups of the benchmark, in the order in which they are measured."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from . import generating, machine, shakespeare, step_memory, texts, training
 from .rows import Row, unmeasured
 from .table import Results
 
-SECONDS = 600.0  # for everything; the training on tiny_shakespeare, which comes last, gets what the others leave
+SECONDS = 600.0  # for all groups; the training on tiny_shakespeare comes last and gets the time that is left
 
 Say = Callable[[str], None]
 
-# Each group, how many seconds it takes on two cores, and what it does with the device and the seconds that are left
+# For each group: its estimated seconds on two cores, and the function that measures it with the device and the seconds left
 GROUPS: dict[str, tuple[float, Callable[[torch.device, float, Say], list[Row]]]] = {
     "training": (100, lambda device, left, say: training.rows(device)),
     "generation": (30, lambda device, left, say: generating.rows(device)),
@@ -30,14 +30,17 @@ GROUPS: dict[str, tuple[float, Callable[[torch.device, float, Say], list[Row]]]]
 
 
 def check(group: str) -> str:
-    """`group` if there is one of this name; raises UserError otherwise."""
+    """`group` if it is the name of a group; raises UserError otherwise."""
     if group not in GROUPS:
-        raise unknown("group of the bench", group, GROUPS)
+        raise unknown("benchmark group", group, GROUPS)
     return group
 
 
 def run(only: str | None = None, say: Say = print) -> Results:
-    """Measure every group, or only one. A group that cannot be measured says so in a row, and the others go on."""
+    """Measure all groups, or the one named `only`. A group that fails gets a row with the reason; the others still run.
+
+    Raises UserError if there is no group of that name.
+    """
     begin = time.perf_counter()
     device = devices.pick_device()
     rows: list[Row] = []

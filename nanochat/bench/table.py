@@ -1,4 +1,4 @@
-"""The bench's results for people (a table, a figure) and for programs (JSON)."""
+"""The benchmark's results as a table, a figure, and JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .rows import Row, from_record
 
 @dataclass(frozen=True)
 class Results:
-    """All rows of one run, on what machine, and how many seconds it took."""
+    """The results of one run: a description of the machine, the rows, and the seconds it took."""
 
     machine: dict[str, Any]
     rows: list[Row]
@@ -41,7 +41,7 @@ def _result(row: Row) -> str:
 
 
 def table(results: Results) -> str:
-    """Every row with result (and the extremes of the rounds), target and verdict; how each was measured is in the JSON."""
+    """All rows as text: result (with the extremes of the rounds), target and verdict. The JSON says more."""
     heads = ("what", "result", "target", "verdict")
     lines = [(row.name, _result(row), _target(row), row.verdict) for row in results.rows]
     widths = [max(len(line[i]) for line in (heads, *lines)) for i in range(3)]
@@ -65,18 +65,17 @@ def _columns(line: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def figure(results: Results) -> Figure:
-    """One bar for each target: how near the result is, 1 being met. On a logarithmic axis, so that twice as good and half
-    as good are equally far from it."""
+    """One bar for each target: the ratio of result and target, from 1 on met, on a logarithmic axis."""
     rows = [row for row in results.rows if row.share]
     if not rows:
         return style.empty("Results against targets", "nothing that has a target was measured")[0]
     drawn = style.new_figure(10.0, 1.2 + 0.34 * len(rows))
-    ax = style.dress(
+    ax = style.decorate(
         drawn.add_subplot(), "Results against targets", "result / target (right of the line: met)", grid="x"
     )
     shares = [row.share for row in rows if row.share]
-    colours = [style.BLUE if row.met else style.ORANGE for row in rows]
-    bars = ax.barh(range(len(rows)), [share - 1 for share in shares], left=1.0, height=0.7, color=colours)
+    colors = [style.BLUE if row.met else style.ORANGE for row in rows]
+    bars = ax.barh(range(len(rows)), [share - 1 for share in shares], left=1.0, height=0.7, color=colors)
     ax.set_xscale("log")
     ax.axvline(1.0, color=style.INK, linewidth=1.2)
     said = [f"{_result(row).split(' (')[0]}  ({_target(row)})" for row in rows]
@@ -106,7 +105,7 @@ def save(results: Results, path: Path) -> Path:
 
 
 def load(path: Path) -> Results:
-    """What `save` wrote. Raises UserError for a file that it did not write."""
+    """The results that `save` wrote. Raises UserError for any other file."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         return Results(content["machine"], [from_record(record) for record in content["rows"]], content["seconds"])

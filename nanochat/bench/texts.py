@@ -1,4 +1,4 @@
-"""Text: how fast it becomes tokens, and how much memory preparing a corpus takes however large it is."""
+"""Speed of tokenization, and peak memory of preparing corpora of different sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "
 
 
 def _word(number: int) -> str:
-    """A word for each number, longer the larger it is."""
+    """An invented word for each number; larger numbers have longer words."""
     letters = ""
     while number:
         number, at = divmod(number, len(_SYLLABLES))
@@ -33,10 +33,10 @@ def _word(number: int) -> str:
 
 
 def written_text(n_bytes: int) -> Iterator[str]:
-    """Paragraphs of made-up words until there are `n_bytes` of them, always the same.
+    """Paragraphs of invented words, at least `n_bytes` in all; the same in every run.
 
-    How often a word comes follows Zipf's law, so that new words keep coming however long the text is already: learning
-    a vocabulary from it takes as much memory as from real text, where the same book over and over would take little.
+    Word frequencies follow Zipf's law, so that new words keep appearing in texts of any length, and learning a vocabulary
+    takes as much memory as for real text. A short text repeated would take much less.
     """
     draw = np.random.Generator(np.random.Philox(0))
     frequent = [_word(number) for number in range(1, 100_000)]
@@ -49,14 +49,14 @@ def written_text(n_bytes: int) -> Iterator[str]:
 
 
 def _stories(n_bytes: int) -> str:
-    """The almanac's text, over and over."""
+    """The almanac's plain text, repeated up to `n_bytes` characters."""
     documents = [text for text in almanac.pretrain_documents("smoke") if isinstance(text, str)]
     text = "\n\n".join(documents)
     return (text * (n_bytes // len(text) + 1))[:n_bytes]
 
 
 def tokenization(n_bytes: int = 8_000_000, rounds: int = 3) -> list[Row]:
-    """MB/s of ours (pieces, all cores) and of tiktoken (the whole text, one core)."""
+    """Encoding speed in MB/s of our tokenizers (in pieces, on all cores) and of tiktoken (whole text, one core)."""
     text = _stories(n_bytes)
     pieces = [text[at : at + PIECE] for at in range(0, len(text), PIECE)]
     megabytes = len(text.encode()) / 1e6
@@ -89,7 +89,7 @@ def _against(
 
 
 def preparation(sizes_mb: Sequence[float] = SIZES_MB) -> list[Row]:
-    """Peak memory of `nanochat prepare` on files of growing size."""
+    """Peak memory of `nanochat prepare` on files of several sizes."""
     rows = []
     for size in sizes_mb:
         with tempfile.TemporaryDirectory() as folder:

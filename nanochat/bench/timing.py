@@ -1,7 +1,7 @@
-"""Comparing speeds on a machine that is never quite at rest.
+"""Fair speed comparisons on a machine that also does other things.
 
-What is compared runs in turns within one process, round after round, so that whatever slows the machine slows all of it;
-a ratio is taken within each round, and the median of the rounds is what counts.
+The candidates run in turns, round after round, so that whatever slows the machine down affects all of them. A ratio is
+computed within each round; the result is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 
 class Measured(NamedTuple):
-    """The median of several rounds, and the lowest and highest of them."""
+    """The median of several rounds, the lowest and the highest."""
 
     value: float
     low: float
@@ -21,16 +21,16 @@ class Measured(NamedTuple):
 
 
 def median(values: Sequence[float]) -> Measured:
-    """The middle one, with the extremes."""
+    """The median of the values with their extremes."""
     return Measured(statistics.median(values), min(values), max(values))
 
 
 def interleave(
     candidates: Mapping[str, Callable[[], object]], rounds: int = 5, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds that each candidate takes in each round, after one call that does not count (compiling, first touch).
+    """The seconds that each candidate takes in each round, after one call each to warm up and compile.
 
-    Each round begins with another candidate, so that none always runs behind the same neighbour.
+    The candidate that begins changes from round to round, so that order effects average out.
     """
     names = list(candidates)
     for name in names:
@@ -46,5 +46,5 @@ def interleave(
 
 
 def ratio(over: Sequence[float], under: Sequence[float], scale: float = 1.0) -> Measured:
-    """`scale` * over / under of each round, the median of them."""
+    """The median over the rounds of `scale` * over / under."""
     return median([scale * a / b for a, b in zip(over, under, strict=True)])

@@ -1,4 +1,4 @@
-"""The training step: ours against Hugging Face's GPT-2, and against what the machine's matrix product could do."""
+"""Speed of the training step, relative to Hugging Face's GPT-2 and to the machine's speed of matrix multiplication."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GROUP = "training"
 
 
 def our_step(shape: Shape, device: torch.device, dtype: torch.dtype, compiled: bool = False) -> Step:
-    """All that the trainer does in a step, in `dtype`: forward, loss, backward, clipping, Muon and AdamW."""
+    """A full training step in `dtype`: forward, loss, backward, gradient clipping, Muon and AdamW."""
     torch.manual_seed(0)
     model = GPT(shape.config).to(device)
     x, y = random_batch(shape, device)
@@ -31,7 +31,7 @@ def our_step(shape: Shape, device: torch.device, dtype: torch.dtype, compiled: b
 
 
 def matmul(device: torch.device, dtype: torch.dtype, size: int) -> Step:
-    """One product of square matrices: 2 * size^3 floating point operations."""
+    """A product of square matrices: 2 * size^3 floating point operations."""
     a = torch.randn(size, size, device=device).to(dtype)
 
     def product() -> None:
@@ -42,16 +42,16 @@ def matmul(device: torch.device, dtype: torch.dtype, size: int) -> Step:
 
 
 def precisions(device: torch.device) -> list[torch.dtype]:
-    """float32 where it is a CPU, and what the device trains in."""
+    """The precision that the device trains in and, on a CPU, float32."""
     return list(dict.fromkeys([torch.float32] * (device.type == "cpu") + [devices.matmul_dtype(device)]))
 
 
 def rows(
     device: torch.device, shapes: Sequence[Shape] = SHAPES, rounds: int = 5, size: int = 2048, compiled: bool = True
 ) -> list[Row]:
-    """Each shape in each precision: how much faster than Hugging Face, and which share of the machine's matrix rate."""
+    """For each shape and precision, the speed relative to Hugging Face and to the machine's matrix multiplication."""
     if device.type == "cpu":
-        devices.keep_large_blocks()  # as each training does
+        devices.keep_large_blocks()  # as the trainer does
     return [
         row
         for shape in shapes
@@ -72,7 +72,7 @@ def _compare(
         try:
             step = our_step(shape, device, dtype, compiled=True)
             step()
-        except Exception as error:  # whatever the compiler throws
+        except Exception as error:  # the compiler may raise anything
             problem = f"torch.compile does not work here ({type(error).__name__}); install a C++ compiler"
             rows.append(unmeasured(GROUP, f"share of the matrix rate: {what}, compiled", problem, target=70.0))
         else:
@@ -82,7 +82,7 @@ def _compare(
         problem = "" if hugging_face.installed() else 'transformers is not installed; pip install "nanochat[hf]"'
         if not problem:
             candidates["with our memory"] = hugging_face.step(shape, device, dtype)
-            candidates["as it comes"] = stack.enter_context(hugging_face.elsewhere(shape, device, dtype))
+            candidates["as it comes"] = stack.enter_context(hugging_face.separate_step(shape, device, dtype))
         seconds = interleave(candidates, rounds)
     rate = GPT(shape.config).flops_per_token() * shape.tokens / (2 * size**3)
     for way in ways:
@@ -98,7 +98,7 @@ def _compare(
             against = f"{how}; Hugging Face in our process, where freed memory is kept (devices.keep_large_blocks)"
             rows.append(measured(GROUP, f"{name}, both with our memory setting", found, "x", against))
         found = ratio(seconds["matmul"], seconds[way], 100 * rate)
-        goal = 70.0 if way == "compiled" else None  # what a training of over 200 steps runs as
+        goal = 70.0 if way == "compiled" else None  # longer trainings are compiled
         against = f"{how} with products of {size} x {size} in the same precision"
         name = f"share of the matrix rate: {what}, {way}"
         rows.append(measured(GROUP, name, found, "%", against, target=goal))

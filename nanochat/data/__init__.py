@@ -1,1 +1,1 @@
-"""From files to token ids: conversations and their template, readers, sources, the prepared corpus and questions."""
+"""Data preparation, from files to token ids: file readers, data sets, conversations, and batches for training."""

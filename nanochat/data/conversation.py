@@ -1,4 +1,4 @@
-"""Conversations, and how they are read from the files in which people keep questions and answers."""
+"""Conversations, and how they are read from files of questions and answers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ Role = Literal["user", "assistant"]
 
 @dataclass(frozen=True)
 class Turn:
+    """What the user or the assistant says at one time."""
+
     role: Role
     text: str
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said, in order; perhaps about a passage (`context`, "" if there is none)."""
+    """The turns of a conversation in order, perhaps about a passage (`context`, "" if there is none)."""
 
     turns: tuple[Turn, ...]
     context: str = ""
-    answers: tuple[str, ...] = ()  # all that are accepted for the last question; the first is trained on
+    answers: tuple[str, ...] = ()  # all accepted answers to the last question; the first is trained on
     skill: str = ""
     split: str = "train"
     id: str = ""
@@ -42,17 +44,17 @@ class Conversation:
 
     @property
     def answer(self) -> str:
-        """The last thing the assistant said, "" if it has not spoken yet."""
+        """The last thing the assistant said, "" if it has not said anything yet."""
         return self._last("assistant")
 
     @property
     def answered(self) -> bool:
-        """Whether the assistant has had the last word."""
+        """Whether the last turn is the assistant's."""
         return bool(self.turns) and self.turns[-1].role == "assistant"
 
 
 def ask(question: str, context: str = "", history: Iterable[Turn] = ()) -> Conversation:
-    """A conversation that waits for its answer: what was said before, then the question.
+    """A conversation without its last answer: the turns of `history`, then the question.
 
     Raises UserError for an empty question.
     """
@@ -62,12 +64,11 @@ def ask(question: str, context: str = "", history: Iterable[Turn] = ()) -> Conve
 
 
 def read_qa(path: Path) -> Iterator[Conversation]:
-    """The conversations of a file, one at a time, however large it is; `.gz` is unpacked on the way.
+    """The conversations of a file, read one at a time, so files may be of any size; `.gz` files are decompressed.
 
-    Understands SQuAD v1.1 and v2.0 (Rajpurkar et al. 2016, arXiv:1606.05250, and 2018, arXiv:1806.03822;
-    the answer to unanswerable questions is `IDK`), and JSON lists or JSON lines of the records of
-    `from_record`. Raises UserError, naming the file and the record or line, for anything else, and for a
-    file without questions.
+    Reads SQuAD v1.1 and v2.0 (Rajpurkar et al. 2016, arXiv:1606.05250, and 2018, arXiv:1806.03822; unanswerable questions
+    get the answer `IDK`), and JSON lists or JSON lines of the records that `from_record` takes. Raises UserError, naming
+    the file and the record or line, for anything else, and for a file without questions.
     """
     path = Path(path)
     conv = None
@@ -95,14 +96,14 @@ def _article(record: dict[str, Any], where: str) -> Iterator[Conversation]:
 
 
 def from_record(record: Any, where: str = "the record") -> Conversation:
-    """The conversation of one JSON object. All forms may have skill, split and id.
+    """The conversation in one JSON object. Each of these forms may also have the keys skill, split and id:
 
-    - {question, answer [, context]}: or `answers`, a list of texts or of SQuAD's {text: …}, of which equal
-      ones are kept once; with `is_impossible` the answer is `IDK`.
-    - {instruction, output [, input]}: Alpaca's. 28 of Stanford's have no output: those are not `answered`.
-    - {turns: [{role, text}, …] [, context, answers]}: our own, as `to_record` makes it.
+    - {question, answer [, context]}; instead of `answer` it may have `answers`, a list of texts or of SQuAD's {text: …},
+      whose duplicates are removed. With `is_impossible` the answer is `IDK`.
+    - {instruction, output [, input]}, Alpaca's. A record without output, as 28 of Stanford's, is not `answered`.
+    - {turns: [{role, text}, …] [, context, answers]}, our own, made by `to_record`.
 
-    Raises UserError, which begins with `where`, for what is missing, empty or not text.
+    Raises UserError if something is missing, empty or not text; its message begins with `where`.
     """
     record = _object(record, where)
     labels = {key: whole_text(str(record[key])) for key in ("skill", "split", "id") if record.get(key)}
@@ -135,13 +136,13 @@ def _answers(record: dict[str, Any], where: str) -> list[str]:
 
 
 def _from_turns(record: dict[str, Any], labels: dict[str, str], where: str) -> Conversation:
-    """Our own records, taken as they are: `from_record(to_record(conv)) == conv`."""
+    """The inverse of `to_record`: `from_record(to_record(conv)) == conv`."""
     turns = []
     for number, turn in enumerate(_list(record, "turns", where), 1):
         place = f"{where}, turn {number}"
         role: Role = get_args(Role)[(number - 1) % 2]
         if _object(turn, place).get("role") != role:
-            raise UserError(f"{place}: 'role' must be {role!r}; the user begins, then they take turns")
+            raise UserError(f"{place}: 'role' must be {role!r}; the user begins, and they take turns")
         turns.append(Turn(role, _text(turn, "text", place)))
     if not turns or len(turns) % 2:
         raise UserError(f"{where}: 'turns' must end with an answer of the assistant; add it")
@@ -150,7 +151,7 @@ def _from_turns(record: dict[str, Any], labels: dict[str, str], where: str) -> C
 
 
 def to_record(conv: Conversation) -> dict[str, Any]:
-    """A dict for one line of JSON."""
+    """A conversation as a dict, to be written as one line of JSON."""
     record: dict[str, Any] = {"turns": [{"role": turn.role, "text": turn.text} for turn in conv.turns]}
     labels = {key: getattr(conv, key) for key in ("context", "answers", "skill", "split", "id")}
     return record | {key: value for key, value in labels.items() if value}
@@ -163,19 +164,19 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message: short, however long or deep it is."""
+    """A value as it appears in an error message, shortened."""
     return reprlib.repr(value)[:42]
 
 
 def _list(record: Any, key: str, where: str) -> list[Any]:
     value = _object(record, where).get(key)
     if not isinstance(value, list):
-        raise UserError(f"{where}: {key!r} must be a list; {'give one' if value is None else 'mend it'}")
+        raise UserError(f"{where}: {key!r} must be a list; {'give one' if value is None else 'correct it'}")
     return value
 
 
 def _text(record: Any, key: str, where: str, default: str | None = None) -> str:
-    """The text under `key`; `default`, if there is one, for a missing or blank text."""
+    """The text under `key`, or `default`, unless that is None, if it is missing or blank."""
     value = _object(record, where).get(key)
     if value is not None and not isinstance(value, str):
         raise UserError(f"{where}: {key!r} must be text in quotes, not {_shown(value)}")

@@ -1,8 +1,8 @@
-"""Text to token files, and token files to batches.
+"""Preparing a corpus: from text to token files, and from token files to batches.
 
-A corpus becomes one stream of ids, `<|endoftext|> document <|endoftext|> document … <|endoftext|>`: each
-document begins after the mark and is ended by it. The first nine tenths are for training, the rest for
-validation. However large the corpus is, only a few megabytes of it are in memory at a time.
+A corpus becomes one stream of ids, `<|endoftext|> document <|endoftext|> document … <|endoftext|>`, with a mark before and
+after each document. The first nine tenths are for training, the rest for validation. Corpora may be of any size: only a
+few megabytes are in memory at a time.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from .sources import Source
 from .textfiles import Piece
 from .tokenfiles import CHUNK, length, plain_texts, write
 
-FORMAT = 2  # raise it when the same source begins to give other files: what was prepared before is then made anew
-# Characters at the beginning of a corpus from which a tokenizer is learned. Preparing 200 MB takes 354 MB of memory with
-# ten million, 515 MB with twenty.
-SAMPLE = 10_000_000
+FORMAT = 2  # increase it when a change makes other files from the same source: then prepared data are made again
+SAMPLE = (
+    10_000_000  # characters from the beginning of a corpus that train a tokenizer: more would take much more memory
+)
 
 Progress = Callable[[int, "int | None", str], None]
 
@@ -45,7 +45,7 @@ class CorpusData:
     val: np.ndarray
     meta: dict[str, Any]
     tokenizer: Tokenizer
-    reused: bool = False  # it was there already
+    reused: bool = False  # whether it was already prepared
 
 
 def prepare_corpus(
@@ -59,9 +59,9 @@ def prepare_corpus(
     """Make data/<corpus>/ ready for pretraining; `corpus` is a name, a path, a URL, or what `sources.resolve` made of one.
 
     Writes pretrain_input.txt (for people), pretrain_train.bin, pretrain_val.bin, the tokenizer and, last,
-    meta.json. What was made from the same source with the same tokenizer is used again. `seed` and `size` are
-    the almanac's. `progress(done bytes, total bytes or None, text)` is called now and then. Raises UserError,
-    and leaves things as they were, for a corpus that cannot be read or has too little text.
+    meta.json. Reused if source and tokenizer are unchanged. `seed` and `size` are the almanac's.
+    `progress(done bytes, total bytes or None, text)` is called from time to time. Raises UserError, and leaves an earlier
+    preparation unchanged, if the corpus cannot be read or has too little text.
     """
     report = progress or (lambda done, total, text: None)
     parse_spec(tokenizer)
@@ -91,7 +91,7 @@ def prepare_corpus(
 
 
 def load_corpus(folder: Path) -> CorpusData:
-    """What `prepare_corpus` made. Raises UserError if it is missing, incomplete or mixed up."""
+    """The corpus that `prepare_corpus` made. Raises UserError if it is missing, damaged or inconsistent."""
     folder = Path(folder)
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -150,10 +150,9 @@ def prepare_qa(qa: str | Source, tok: Tokenizer, block_size: int, *, seed: int =
 def batch(
     tokens: np.ndarray, *, seed: int, step: int, batch_size: int, block_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x and y, (B, T) int64: windows from random places and the token after each position; pure in (seed,
-    step).
+    """A training batch (x, y), each (B, T) int64: random windows, and the next token of each position.
 
-    Raises UserError if there are fewer than block_size + 1 tokens.
+    It depends on (seed, step) only. Raises UserError if there are fewer than block_size + 1 tokens.
     """
     n_starts = _n_starts(tokens, block_size)
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, step])))
@@ -161,7 +160,7 @@ def batch(
 
 
 def val_windows(tokens: np.ndarray, block_size: int, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """x and y, (N, T) int64: windows that do not overlap, at most `limit`, evenly spread; always the same.
+    """The validation windows (x, y), each (N, T) int64: non-overlapping, at most `limit` of them, evenly spaced.
 
     Raises UserError if there are fewer than block_size + 1 tokens.
     """
@@ -185,7 +184,7 @@ def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> tuple[n
 
 
 def _prepared(folder: Path, derived: dict[str, Any]) -> CorpusData | None:
-    """The corpus in `folder` if it was made as `derived` says, else None."""
+    """The corpus in `folder` if its meta.json has the values of `derived`, else None."""
     with contextlib.suppress(UserError):
         data = load_corpus(folder)
         if derived.items() <= data.meta.items():
@@ -202,9 +201,9 @@ def _use(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _all_or_nothing(folder: Path) -> Iterator[None]:
-    """If preparation fails, keep an earlier one that is still whole, and no folder that was not there before.
+    """If preparation fails, keep an earlier one that is still complete, and remove the folder if it did not exist before.
 
-    Raises UserError where the system refuses to put a file in place, as Windows does while the old one is mapped.
+    Raises UserError if the system refuses to replace a file, as Windows does while the old one is memory-mapped.
     """
     existed, before = folder.is_dir(), _state(folder)
     meta = folder / "meta.json"
@@ -248,7 +247,7 @@ def _reported(pieces: Iterable[Piece], total: int | None, report: Progress) -> I
 
 
 def _tokenizer(spec: str, pieces: Iterator[Piece]) -> tuple[Tokenizer, Iterator[Piece]]:
-    """The tokenizer that `spec` asks for, and the pieces, those from which it was learned included."""
+    """(the tokenizer of `spec`, all pieces, including those that it was trained on)."""
     _, vocab_size = parse_spec(spec)
     if vocab_size is None:
         return gpt2(), pieces

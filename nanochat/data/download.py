@@ -1,4 +1,4 @@
-"""Downloads: several tries, resumed where they broke off, verified, and one at a time for each file."""
+"""Downloads with retries, resuming, verification, and a lock for each file."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds without a byte
 
 
 def fetch(url: str, folder: Path, name: str, *, expected: str = "") -> Path:
-    """`folder/name`, downloaded from `url` unless it is there already; a file put there by hand is as good.
+    """The path `folder/name`, downloaded from `url` unless it exists; a file saved there by hand is used as it is.
 
-    `expected` is the sha256 that a download must have; without one the first download is trusted. What it has is kept
-    in `name.sha256`, and the file is compared with that each time. An interrupted download is resumed if the server
-    can. If another thread or process is downloading the same file, waits for it. Raises UserError if the download
-    fails or is not what is expected, or if the file has changed since.
+    `expected` is the SHA-256 that a download must have; without it, the first download is trusted. The digest is saved in
+    `name.sha256` and checked each time. An interrupted download is resumed if the server supports it. If another thread
+    or process is downloading the same file, waits for it. Raises UserError if the download fails or has another digest
+    than expected, or if the file has changed since.
     """
     target = Path(folder) / name
     if target.is_file():
@@ -52,7 +52,7 @@ def fetch(url: str, folder: Path, name: str, *, expected: str = "") -> Path:
                 part.unlink()
                 part.with_suffix(".etag").unlink(missing_ok=True)
                 raise UserError(
-                    f"what {url} sends is not the expected file (sha256 {digest} instead of {expected}); "
+                    f"{url} is not the expected file (sha256 {digest} instead of {expected}); "
                     f"try again later, or save the file by hand as {target}"
                 )
             with atomic_write(_checksum(target), "w") as file:  # first: no download is there that cannot be checked
@@ -69,10 +69,10 @@ def _checksum(target: Path) -> Path:
 
 
 def _unchanged(target: Path) -> Path:
-    """`target`; raises UserError if it is not what was downloaded."""
+    """`target` if it has not changed since its download; raises UserError otherwise."""
     checksum = _checksum(target)
     if checksum.is_file() and checksum.read_text(encoding="ascii").split()[:1] != [sha256(target)]:
-        raise UserError(f"{target} is not as it was downloaded; delete it, or {checksum.name} to keep it")
+        raise UserError(f"{target} has changed since its download; delete it, or {checksum.name} to keep it")
     return target
 
 
@@ -95,38 +95,38 @@ def _one_at_a_time(path: Path, name: str) -> Iterator[None]:
 
 
 def _download(url: str, part: Path) -> None:
-    """Bring all of `url` into `part`: several tries, each resuming where the one before broke off."""
+    """Download `url` into `part`, with several tries, each of which resumes where the previous one stopped."""
     import requests
 
     for attempt in range(TRIES):
         try:
             return _receive(url, part)
         except requests.RequestException as error:
-            if attempt == TRIES - 1 or not _passing(error):
+            if attempt == TRIES - 1 or not _temporary(error):
                 raise
             pause = _pause(error, attempt)
             print(f"{url}: {_reason(error)}; next try in {pause:.0f} s", file=sys.stderr)
             time.sleep(pause)
 
 
-def _passing(error: requests.RequestException) -> bool:
-    """Whether another try may succeed."""
+def _temporary(error: requests.RequestException) -> bool:
+    """Whether the error may be temporary, so that another try may succeed."""
     import requests
 
     if error.response is not None:
         return error.response.status_code == 429 or error.response.status_code >= 500
-    passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
-    return isinstance(error, passing)
+    temporary = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+    return isinstance(error, temporary)
 
 
 def _pause(error: requests.RequestException, attempt: int) -> float:
-    """How many seconds to wait: as many as the server asks for, in seconds or by a date, else longer each time."""
+    """How many seconds to wait: what the server asks for, as seconds or a date, or else twice as long after each try."""
     asked = error.response.headers.get("Retry-After", "") if error.response is not None else ""
     seconds = PAUSE * 2**attempt
     if asked.isdecimal():
         seconds = float(asked)
     elif date := email.utils.parsedate_tz(asked):
-        with contextlib.suppress(ValueError, OverflowError):  # digits enough, but no day there is
+        with contextlib.suppress(ValueError, OverflowError):  # not an existing date
             seconds = email.utils.mktime_tz(date) - time.time()
     return min(max(seconds, 0.0), LONGEST_PAUSE)
 
@@ -138,19 +138,19 @@ def _reason(error: Exception) -> str:
 
 
 def _receive(url: str, part: Path) -> None:
-    """Get the rest of `part`; all of it where the server does not say that its file is still the same one."""
+    """Download the rest of `part`, or all of it unless the server confirms that its file is unchanged."""
     import requests
     from tqdm import tqdm
 
     etag = part.with_suffix(".etag")
     start = part.stat().st_size if part.is_file() and etag.is_file() else 0
-    headers = {"Accept-Encoding": "identity"}  # so that the lengths are those of the file
+    headers = {"Accept-Encoding": "identity"}  # so that lengths are those of the uncompressed file
     if start:
         headers |= {"Range": f"bytes={start}-", "If-Range": etag.read_text(encoding="latin-1")}
     with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        if response.status_code == 416:  # nothing comes after `start`: we had it all, or it is shorter now
+        if response.status_code == 416:  # nothing after `start`: it was complete, or the file is shorter now
             etag.unlink()
-            raise requests.ConnectionError("the rest of the download is not there")
+            raise requests.ConnectionError("the server does not have the rest of the file")
         response.raise_for_status()
         start = start if response.status_code == 206 else 0
         length = response.headers.get("Content-Length", "")
@@ -169,11 +169,11 @@ def _receive(url: str, part: Path) -> None:
                 bar.update(file.write(block))
     # requests also works with urllib3 1.26, which takes a connection that was closed early for the end of the file.
     if total not in (None, part.stat().st_size) and "Content-Encoding" not in response.headers:
-        raise requests.ConnectionError(f"broke off after {part.stat().st_size} of {total} bytes")
+        raise requests.ConnectionError(f"stopped after {part.stat().st_size} of {total} bytes")
 
 
 def sha256(path: Path) -> str:
-    """The hex digest of a file, computed once for each state of it."""
+    """The SHA-256 of a file as hex digits, cached until the file changes."""
     status = path.stat()
     return _sha256(str(path.resolve()), status.st_size, status.st_mtime_ns)
 

@@ -1,7 +1,8 @@
-"""How files of records are opened: one set of rules for plain and packed files, JSON lists and JSON lines.
+"""Reading of JSON lists and JSON lines, compressed or not, record by record.
 
-The last suffix says what a file is, whatever its case, and a `.gz` after it says that it is packed: `notes.json.txt` is
-text, `notes.JSONL.GZ` is JSON lines. Within JSON the content has the last word: lines, a list, or a list in an object.
+The last suffix, upper or lower case, decides what a file is, and `.gz` after it means that it is compressed:
+`notes.json.txt` is text, `notes.JSONL.GZ` is JSON lines. Within JSON files the content decides: it may be JSON lines, a
+list, or an object that contains a list.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ LINES = (".jsonl", ".ndjson")
 JSON = (".json", *LINES)
 WRAPPERS = ("data", "examples", "questions", "records")  # {"data": [record, …]}, as SQuAD has it
 BLOCK = 1 << 16  # bytes parsed at a time
-READ_AGAIN = 1 << 26  # bytes: to find a fault, larger files are not read a second time
+READ_AGAIN = 1 << 26  # bytes: only smaller files are read a second time to find the line of a syntax error
 
-# An escape that the end of the text may have cut, half of a surrogate pair, or anything else that a backslash begins.
+# An escape that the end of the text may have cut off, half of a surrogate pair, a whole pair, or another escape.
 _ESCAPE = re.compile(
     rb"(?P<open>\\(?:u(?:H{0,3}|[dD][89abAB]HH(?:\\(?:uH{0,3})?)?))?\Z)"
     rb"|\\u[dD][89abAB]HH\\u[dD][c-fC-F]HH|(?P<half>\\u[dD][89a-fA-F]HH)|\\.".replace(b"H", b"[0-9a-fA-F]"),
@@ -34,35 +35,35 @@ _ESCAPE = re.compile(
 
 
 def suffix(path: Path) -> str:
-    """The suffix that says what is in a file, in small letters: of `a.JSON.gz` that is ".json"."""
-    return (path.with_suffix("") if is_packed(path) else path).suffix.lower()
+    """The suffix that says what is in a file, in lower case: ".json" for `a.JSON.gz`."""
+    return (path.with_suffix("") if is_compressed(path) else path).suffix.lower()
 
 
-def is_packed(path: Path) -> bool:
+def is_compressed(path: Path) -> bool:
     return path.suffix.lower() == ".gz"
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """The bytes of a file, unpacked and without the byte order mark; and the file itself, to ask how far it was read.
+    """(the decompressed bytes of a file without a byte order mark, the file itself, whose position shows the progress).
 
-    Raises UserError if it cannot be read, also while it is being read.
+    Raises UserError if the file cannot be opened, or if reading it fails later.
     """
     try:
-        with path.open("rb") as raw, gzip.open(raw) if is_packed(path) else raw as stream:
+        with path.open("rb") as raw, gzip.open(raw) if is_compressed(path) else raw as stream:
             if stream.read(3) != codecs.BOM_UTF8:
                 stream.seek(0)
             yield cast("IO[bytes]", stream), raw
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {path} ({reason}); check the file, or get it again") from error
+        raise UserError(f"cannot read {path} ({reason}); check the file, or get a new copy") from error
 
 
 def records(stream: IO[bytes], path: Path) -> Iterator[tuple[str, Any]]:
-    """(where it stands, record) for each record in what `opened` gave for `path`, one at a time.
+    """Yield (its place, for error messages; the record) for each record in the stream that `opened` gave for `path`.
 
-    Half of a surrogate pair, which JSON can hold and UTF-8 cannot, becomes "?". Raises UserError, which names the line
-    or the record, for what is not JSON or not UTF-8.
+    Half of a surrogate pair, which JSON can represent and UTF-8 cannot, becomes "?". Raises UserError, naming the line or
+    the record, for what is not JSON or not UTF-8.
     """
     begin = stream.tell()
     prefix = _prefix(stream, path, begin)
@@ -71,7 +72,7 @@ def records(stream: IO[bytes], path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _prefix(stream: IO[bytes], path: Path, begin: int) -> str | None:
-    """Where ijson finds the records; None if each line is one."""
+    """The ijson prefix of the records; None for JSON lines."""
     head = stream.read(BLOCK).lstrip()
     if suffix(path) in LINES:
         return "item" if head.startswith(b"[") and not _several_lists(head) else None
@@ -82,11 +83,11 @@ def _prefix(stream: IO[bytes], path: Path, begin: int) -> str | None:
         return f"{wrapper}.item"
     stream.seek(begin)
     first = next((line for line in stream if line.strip()), b"")
-    return None if first.rstrip().endswith(b"}") else ""  # "": an object that goes over several lines
+    return None if first.rstrip().endswith(b"}") else ""  # "": the file is a sequence of objects of several lines each
 
 
 def _several_lists(head: bytes) -> bool:
-    """Whether the first line is a whole list, and another line follows."""
+    """Whether the first line is a complete list, and more lines follow."""
     first, _, others = head.partition(b"\n")
     try:
         json.loads(first)
@@ -96,15 +97,15 @@ def _several_lists(head: bytes) -> bool:
 
 
 def _wrapper(stream: IO[bytes]) -> str:
-    """The key of the list that an object wraps, "" if it does not; reads no further than it must."""
+    """The key of the list of records in a JSON object, "" if there is none; reads no more than necessary."""
     import ijson
 
     events = ijson.sendable_list()
     parser, sound = ijson.parse_coro(events), True
-    for block in _mended(stream):
+    for block in _without_lone_surrogates(stream):
         try:
             parser.send(block)
-        except (ijson.JSONError, UnicodeDecodeError):  # perhaps only of the next line
+        except (ijson.JSONError, UnicodeDecodeError):  # the error may be in a later line, after the answer
             sound = False
         for prefix, event, _ in events:
             if event == "start_array" and prefix in WRAPPERS:
@@ -122,11 +123,11 @@ def _lines(stream: IO[bytes], path: Path) -> Iterator[tuple[str, Any]]:
         where = f"{path}, line {number}"
         if line.strip():
             try:
-                record = json.loads(b"".join(_mended(io.BytesIO(line))).decode("utf-8"))
+                record = json.loads(b"".join(_without_lone_surrogates(io.BytesIO(line))).decode("utf-8"))
             except UnicodeDecodeError as error:
                 raise UserError(f"{where} is not UTF-8; save the file as UTF-8") from error
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{where}: not valid JSON ({error}); mend or remove it") from error
+                raise UserError(f"{where}: not valid JSON ({error}); correct or remove it") from error
             yield where, record
 
 
@@ -136,7 +137,7 @@ def _elements(stream: IO[bytes], path: Path, prefix: str) -> Iterator[tuple[str,
     found = ijson.sendable_list()
     parser = ijson.items_coro(found, prefix, use_float=True, multiple_values=not prefix)
     number, fault = 0, None
-    blocks = _mended(stream)
+    blocks = _without_lone_surrogates(stream)
     while fault is None:
         block = next(blocks, None)
         try:
@@ -153,11 +154,11 @@ def _elements(stream: IO[bytes], path: Path, prefix: str) -> Iterator[tuple[str,
         if block is None:
             break
     if fault is not None:
-        raise UserError(f"{path}{_fault(path) or f', after record {number}: not valid JSON; mend it'}") from fault
+        raise UserError(f"{path}{_fault(path) or f', after record {number}: not valid JSON; correct it'}") from fault
 
 
 def _fault(path: Path) -> str:
-    """What is wrong in a malformed file, and in which line, which ijson does not tell; "" for a large one."""
+    """The error in a malformed file with its line, which ijson does not report; "" for a large file."""
     with opened(path) as (stream, _):
         content = stream.read(READ_AGAIN)
     try:
@@ -166,23 +167,23 @@ def _fault(path: Path) -> str:
         line = content.count(b"\n", 0, error.start) + 1
         return f", line {line} is not UTF-8; save the file as UTF-8"
     except (ValueError, RecursionError) as error:
-        return f": not valid JSON ({error}); mend it"
+        return f": not valid JSON ({error}); correct it"
     return ""
 
 
-def _mended(stream: IO[bytes]) -> Iterator[bytes]:
-    """The blocks of a JSON text with "?" for half surrogate pairs: yajl takes the letter after one for the other half."""
+def _without_lone_surrogates(stream: IO[bytes]) -> Iterator[bytes]:
+    """The blocks of a JSON text with "?" for unpaired surrogates: yajl takes the letter after one for the other half."""
     rest = b""
 
-    def mend(match: re.Match[bytes]) -> bytes:
+    def replace_surrogate(match: re.Match[bytes]) -> bytes:
         nonlocal rest
         rest = match["open"] or b""
         return b"?" if match["half"] else b"" if rest else match[0]
 
     while block := stream.read(BLOCK):
         block, rest = rest + block, b""
-        # A look whether there is anything to mend, or an escape that the end may have cut, saves most of the time.
+        # Most blocks contain no surrogates and no escape that their end may have cut off; the regex would be slow for them.
         doubtful = b"\\ud" in block or b"\\uD" in block or b"\\" in block[-11:]
-        yield _ESCAPE.sub(mend, block) if doubtful else block
+        yield _ESCAPE.sub(replace_surrogate, block) if doubtful else block
     if rest:
         yield rest

@@ -1,6 +1,6 @@
-"""Rows of whole conversations: which tokens carry loss, and how rows of one length are filled.
+"""Packing: rows of equal length filled with whole conversations, and the mask of the tokens that carry loss.
 
-Nothing here knows about text: a conversation is a run of token ids that starts with `eot` (`questions.py` makes it).
+Works on token ids only: a conversation is a sequence of ids that starts with `eot` (`questions.py` makes it).
 """
 
 from __future__ import annotations
@@ -18,18 +18,11 @@ from ..config import UserError
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # x, y, docs
 
 IGNORE = -1  # a target that carries no loss
-# So many conversations stand ready while a row is packed. Measured: the share of the rows that is no padding,
-# for 60,000 conversations of random lengths in rows of 257 tokens.
-#   on the shelf                     1     16     64    256
-#   8 to 120 tokens, uniform      84.4   98.9   99.3   99.3 %
-#   8 to 257 tokens, uniform      75.1   95.5   98.1   99.2 %
-#   around 170, as in SQuAD       73.2   86.4   87.1   87.1 %   one leaves a gap, two rarely fit
-# Packing them takes 0.05 s.
-SHELF = 64
+SHELF = 64  # conversations to choose from while a row is packed: more would hardly reduce the padding
 
 
 class Marks(Protocol):
-    """The ids that structure a conversation. A `Tokenizer` has them, a `MarkIds` is only them."""
+    """The special token ids that structure a conversation: a `Tokenizer` or a `MarkIds`."""
 
     @property
     def eot(self) -> int: ...
@@ -44,6 +37,8 @@ class Marks(Protocol):
 
 
 class MarkIds(NamedTuple):
+    """The special token ids of a tokenizer, without the tokenizer."""
+
     eot: int
     context: int
     user: int
@@ -52,26 +47,26 @@ class MarkIds(NamedTuple):
 
 
 def answer_mask(ids: np.ndarray, marks: Marks) -> np.ndarray:
-    """Bool, the shape of `ids` ((N,) or (B, T)): True exactly at answer tokens and the <|end|> after them.
+    """A boolean mask of the shape of `ids`, (N,) or (B, T): True for answer tokens and the <|end|> after them.
 
-    The <|assistant|> mark itself is False: the prompt brings it, the model never has to say it. Runs along
-    the last axis, over one conversation or many; what comes before the first mark of a row is False.
+    It is False for <|assistant|>, which is part of the prompt and never generated, and for everything before the first
+    special token of a row. A row may hold several conversations.
     """
     ids = np.asarray(ids)
     special = np.zeros(ids.shape, dtype=bool)
     for mark in (marks.eot, marks.context, marks.user, marks.assistant, marks.end):
-        special |= ids == mark  # np.isin takes ten times as long for a conversation
-    # The special token last seen before each position decides: inside an answer it is <|assistant|>.
+        special |= ids == mark  # np.isin is much slower for so few values
+    # A position is inside an answer if the last special token before it is <|assistant|>.
     last = np.maximum.accumulate(np.where(special, np.arange(ids.shape[-1]), -1), axis=-1)[..., :-1]
     inside = np.zeros(ids.shape, dtype=bool)
-    # Before the first one, position 0 stands in: an ordinary token then.
+    # Before the first special token, position 0 is used in its place: it is then an ordinary token.
     inside[..., 1:] = np.take_along_axis(ids, np.maximum(last, 0), -1) == marks.assistant
     return inside & (~special | (ids == marks.end))
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """Conversations one after the other: conversation i is `ids[starts[i] : starts[i + 1]]`."""
+    """Concatenated conversations: conversation i is `ids[starts[i] : starts[i + 1]]`."""
 
     ids: np.ndarray  # (N,), perhaps memory-mapped
     starts: np.ndarray  # (conversations + 1,) int64
@@ -79,7 +74,7 @@ class Stream:
 
     @classmethod
     def of(cls, ids: np.ndarray, marks: MarkIds) -> Stream:
-        """Find where each conversation starts: at its <|endoftext|>."""
+        """The stream of `ids`, in which each conversation starts with <|endoftext|>."""
         return cls(ids, np.append(np.flatnonzero(ids == marks.eot), len(ids)), marks)
 
     def __len__(self) -> int:
@@ -87,22 +82,23 @@ class Stream:
 
 
 class Packing(NamedTuple):
-    """Row r holds the conversations `order[starts[r] : starts[r + 1]]`."""
+    """The rows of an epoch: row r holds the conversations `order[starts[r] : starts[r + 1]]`."""
 
-    order: np.ndarray  # (conversations,) each one once
+    order: np.ndarray  # (conversations,) a permutation of their numbers
     starts: np.ndarray  # (rows + 1,)
 
     def row(self, r: int) -> np.ndarray:
+        """The numbers of the conversations in row r."""
         return self.order[self.starts[r] : self.starts[r + 1]]
 
 
 def pack(lengths: np.ndarray, order: np.ndarray, capacity: int) -> Packing:
-    """Put whole conversations into rows of at most `capacity` tokens, taking them in about the given order.
+    """Put whole conversations of `lengths` tokens into rows of at most `capacity` tokens, roughly in the given order.
 
-    Of the next `SHELF` conversations the longest that still fits goes into the row; if none fits, a new row
-    begins. Every length must be at most `capacity`.
+    The longest of the next `SHELF` conversations that still fits is added to the row; if none fits, a new row begins.
+    Every length must be at most `capacity`.
     """
-    # (length, -place in the order), sorted: the last of equal lengths has waited longest.
+    # Sorted by (length, -position): of equal lengths, the one earliest in the order comes last and is taken first.
     coming = zip(lengths[order].tolist(), range(0, -len(order), -1), strict=True)
     shelf = sorted(islice(coming, SHELF))
     places: list[int] = []
@@ -124,16 +120,16 @@ def pack(lengths: np.ndarray, order: np.ndarray, capacity: int) -> Packing:
 
 
 def shuffled(n: int, seed: int, number: int) -> np.ndarray:
-    """The permutation of 0…n-1 that belongs to (seed, number); none before it need be drawn."""
+    """A random permutation of 0…n-1 that depends on (seed, number) only, so any of them can be drawn directly."""
     key = np.array([seed % 2**64, number], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).permutation(n)
 
 
 @lru_cache(maxsize=4)
 def packed(stream: Stream, block_size: int, seed: int | None) -> Packing:
-    """All conversations in rows of block_size + 1 tokens: shuffled, or in file order if `seed` is None.
+    """Pack all conversations into rows of block_size + 1 tokens: shuffled, or in file order if `seed` is None.
 
-    Raises UserError if a conversation does not fit.
+    Raises UserError if a conversation is longer than a row.
     """
     lengths = np.diff(stream.starts)
     if lengths.max() > block_size + 1:
@@ -147,15 +143,15 @@ def packed(stream: Stream, block_size: int, seed: int | None) -> Packing:
 
 @lru_cache(maxsize=4)
 def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
-    """The order in which an epoch visits its rows."""
+    """The random order in which an epoch visits its rows."""
     return shuffled(rows, seed, epoch + 1)
 
 
 def fill(stream: Stream, rows: list[np.ndarray], block_size: int) -> Batch:
-    """(x, y, docs), each (B, T) int64, of rows given as conversation numbers.
+    """The batch (x, y, docs), each (B, T) int64 with T = block_size, of rows given as conversation numbers.
 
-    y is x one token later where that is an answer token or its <|end|>, -1 everywhere else. docs counts the
-    conversations of a row from 0; the padding (eot) at its end has the next number.
+    A target y is the next token of x if that is an answer token or its <|end|>, else -1. docs numbers the conversations
+    of a row from 0; the padding (eot) at the end of the row has the next number.
     """
     ids = np.full((len(rows), block_size + 1), stream.marks.eot, dtype=np.int64)
     docs = np.empty_like(ids)
@@ -167,7 +163,7 @@ def fill(stream: Stream, rows: list[np.ndarray], block_size: int) -> Batch:
             docs[r, at : at + len(piece)] = doc
             at += len(piece)
         docs[r, at:] = len(conversations)
-    # After the end of a conversation comes an eot, of the next one or of the padding. The mask leaves it
-    # out, so that no target belongs to another conversation than its input.
+    # An eot follows each conversation, that of the next one or of the padding. It is masked, so no target belongs to
+    # another conversation than its input.
     y = np.where(answer_mask(ids, stream.marks), ids, IGNORE)[:, 1:]
     return np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(y), np.ascontiguousarray(docs[:, :-1])

@@ -1,7 +1,7 @@
-"""Conversations as tokens: the one rendering, the files of a prepared question/answer set, and its batches.
+"""Conversations as tokens: the chat template, the files of a prepared question/answer set, and its batches.
 
 A conversation becomes `<|endoftext|> [<|context|> passage] (<|user|> text <|assistant|> text <|end|>)*`.
-Training, evaluation and chat all go through `render` and `render_prompt`: a model is asked as it was taught.
+Training, evaluation and chat all use `render` and `render_prompt`, so a model always sees the format it was trained on.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ __all__ = [
     "qa_val_batches", "read_qa", "render", "render_all", "render_prompt", "to_record", "write_qa",
 ]  # fmt: skip
 
-VAL_SHARE = 10  # one group in so many is held out of a set that has no validation split of its own
-CHUNK = 512  # conversations encoded at a time: enough for all cores, little memory
+VAL_SHARE = 10  # one group in this many is held out if the set has no validation split of its own
+CHUNK = 512  # conversations encoded at a time: enough work for all cores, little memory
 
 
 def _texts(conv: Conversation) -> list[str]:
@@ -40,7 +40,7 @@ def _texts(conv: Conversation) -> list[str]:
 
 
 def _join(conv: Conversation, encoded: Iterator[list[int]], tok: Tokenizer) -> list[int]:
-    """The template: the next `encoded` text goes after each mark."""
+    """The chat template: each special token that begins a text is followed by the next of the `encoded` texts."""
     ids = [tok.eot]
     if conv.context:
         ids += [tok.context, *next(encoded)]
@@ -53,21 +53,21 @@ def _join(conv: Conversation, encoded: Iterator[list[int]], tok: Tokenizer) -> l
 
 
 def render(conv: Conversation, tok: Tokenizer) -> list[int]:
-    """The token ids of a conversation. Marks are single ids that no text, whoever typed it, can turn into."""
+    """The token ids of a conversation. The special tokens are single ids, which no text that a user types can produce."""
     return _join(conv, map(tok.encode, _texts(conv)), tok)
 
 
 def render_all(convs: list[Conversation], tok: Tokenizer) -> list[list[int]]:
-    """`render` of each, encoded on all cores; a passage with several questions is encoded once."""
+    """`render` of each conversation, on all cores; repeated texts, such as passages, are encoded once."""
     texts = list(dict.fromkeys(text for conv in convs for text in _texts(conv)))
     encoded = dict(zip(texts, tok.encode_batch(texts), strict=True))
     return [_join(conv, map(encoded.__getitem__, _texts(conv)), tok) for conv in convs]
 
 
 def render_prompt(conv: Conversation, tok: Tokenizer) -> list[int]:
-    """The tokens up to the <|assistant|> after the last question: what a model is given to answer.
+    """The prompt: the tokens up to the <|assistant|> after the last question.
 
-    A last answer that is there already is left out, so that this is always a beginning of `render(conv)`.
+    If that question has an answer, it is left out, so that the prompt is a prefix of `render(conv)`.
     """
     asked = replace(conv, turns=conv.turns[:-1]) if conv.answered else conv
     return [*render(asked, tok), tok.assistant]
@@ -85,14 +85,14 @@ def write_qa(
     """Write qa_input.json (all conversations, for people), qa_train.bin, qa_val.bin (flat ids), qa_val.jsonl (records, to
     score answers) and, last, meta.json.
 
-    Conversations whose split is not "train" are held out. Where there are none, a tenth of the passages (of the
-    questions, where there are no passages) is held out, always the same. The validation loss, which chooses the best
-    weights, is taken on those of split "val" alone where there are such: other splits are a test, and a test that has
-    chosen the weights is none. Whoever scores answers finds all of them in qa_val.jsonl. A conversation of
-    more than block_size + 1 tokens is dropped whole, as is one without an answer; both are counted. Returns
-    what meta.json says; `origin`, which tells what `convs` came from, is part of it. The text is never
-    in memory as a whole. Raises UserError if nothing is left to train on or to validate with. Whatever fails,
-    `folder` keeps what it had until all is ready.
+    Conversations whose split is not "train" are held out. If there are none, a tenth of the passages (or of the questions,
+    without passages) is held out, always the same. If there is a split "val", qa_val.bin has only that: the validation
+    loss selects the best weights, so the other splits, which are tests, must not be part of it. qa_val.jsonl has all
+    held-out conversations. Conversations of more than block_size + 1 tokens or without an answer are dropped and counted.
+
+    Returns the content of meta.json, including `origin`, which describes the source of `convs`. The text is never in memory
+    as a whole. Raises UserError if nothing is left for training or validation. The files in `folder` are replaced only
+    when all new ones are complete.
     """
     folder = Path(folder)
     dtype = np.dtype(np.uint16 if tok.vocab_size <= 2**16 else np.uint32)
@@ -135,7 +135,7 @@ def _digest(text: str) -> int:
 
 
 class _Kept(NamedTuple):
-    """A conversation in the waiting file: its split, digests of passage and first question, and its lengths there."""
+    """A conversation in the temporary file: split, digests of passage and first question, ids, bytes of its record."""
 
     split: str
     passage: int
@@ -152,7 +152,7 @@ def _spool(
     block_size: int,
     dtype: np.dtype,
 ) -> tuple[list[_Kept], dict[str, Any]]:
-    """Write the ids and the record (JSON) of each one that is kept; returns what is to be said of them and of the others."""
+    """Write ids and JSON record of each usable conversation to `file`: (these conversations, counts of those dropped)."""
     kept: list[_Kept] = []
     too_long, unanswered = 0, 0
     example, shortest = "", 0
@@ -182,21 +182,21 @@ def _spool(
 
 
 def _held_out(kept: list[_Kept], name: str) -> np.ndarray:
-    """(conversations,) bool: the validation split."""
+    """(conversations,) bool: which conversations are held out."""
     own = np.array([each.split != "train" for each in kept])
     if own.all():
-        raise UserError(f"{name} has no conversation to train on; mark some with the split 'train'")
+        raise UserError(f"{name} has no conversation to train on; give some the split 'train'")
     if own.any():
         return own
     for groups in np.array([(each.passage, each.question) for each in kept], dtype=np.uint64).T:
         names = np.unique(groups)  # sorted by digest: an order that has nothing to do with the text
         if len(names) > 1:
             return np.isin(groups, names[: max(1, len(names) // VAL_SHARE)])
-    raise UserError(f"{name} has one question only; add a second one, so that one can be held out")
+    raise UserError(f"{name} has one question only; add another, so that one can be held out")
 
 
 def _for_loss(kept: list[_Kept], held_out: np.ndarray) -> np.ndarray:
-    """(conversations,) bool: those of the held-out ones that the validation loss is taken on."""
+    """(conversations,) bool: which of the held-out conversations the validation loss is computed on."""
     named = np.array([each.split == "val" for each in kept])
     return named if named.any() else held_out
 
@@ -253,12 +253,12 @@ class QAData:
 
     @functools.cached_property
     def val_conversations(self) -> list[Conversation]:
-        """Every held-out conversation with all its accepted answers, of whatever split."""
+        """All held-out conversations, of every split, with all their accepted answers."""
         return list(read_qa(self.folder / "qa_val.jsonl"))
 
 
 def load_qa(folder: Path) -> QAData:
-    """What `write_qa` wrote, memory-mapped. Raises UserError if it is missing, or not all there."""
+    """The set that `write_qa` wrote, memory-mapped. Raises UserError if it is missing or incomplete."""
     folder = Path(folder)
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -277,12 +277,11 @@ def load_qa(folder: Path) -> QAData:
 
 
 def qa_batch(data: QAData, *, seed: int, step: int, batch_size: int, block_size: int) -> Batch:
-    """(x, y, docs) of one training step, each (B, T) int64: see `packing.fill`. Pure in (seed, step).
+    """The batch (x, y, docs) of a training step, each (B, T) int64: see `packing.fill`. It depends on (seed, step) only.
 
-    Conversations are shuffled and packed into rows once for each seed; an epoch visits every row, and so
-    every conversation, once, in an order of its own. Batches follow one another without a gap: one that
-    reaches the end of an epoch goes on with the first rows of the next. Raises UserError if a conversation
-    does not fit.
+    Conversations are shuffled and packed into rows once for each seed. An epoch visits every row, and so every
+    conversation, once; each epoch has an order of its own. A batch at the end of an epoch is completed with the first rows
+    of the next. Raises UserError if a conversation is longer than a row.
     """
     packing = packed(data.train, block_size, seed)
     n = len(packing.starts) - 1
@@ -292,9 +291,10 @@ def qa_batch(data: QAData, *, seed: int, step: int, batch_size: int, block_size:
 
 
 def qa_val_batches(data: QAData, batch_size: int, block_size: int, limit: int | None = None) -> Iterator[Batch]:
-    """The validation rows in batches like those of `qa_batch`, the last one perhaps smaller; always the same.
+    """The validation rows, always the same, in batches like those of `qa_batch`; the last one may be smaller.
 
-    At most `limit` batches: rows taken evenly from the whole set, since files are often sorted by subject.
+    If there are more than `limit` batches, evenly spaced rows of the whole set are used, since files are often sorted by
+    topic.
     """
     packing = packed(data.val, block_size, None)
     n = len(packing.starts) - 1

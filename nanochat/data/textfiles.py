@@ -1,7 +1,7 @@
-"""How text files become documents, in pieces of bounded size whatever the size of the file.
+"""Reading of documents from text and JSON files, in pieces of bounded size, so that files may be of any size.
 
-In a text file `<|endoftext|>` alone on a line separates documents. Of JSON and JSON lines the "text" of
-each record is one; jsonfiles.py says which files are taken for that. The licence of Project Gutenberg is left out.
+In a text file, `<|endoftext|>` alone on a line separates documents. In JSON files (see jsonfiles.py) the "text" of each
+record is a document. The license text of Project Gutenberg is removed.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from . import jsonfiles
 if TYPE_CHECKING:
     from .questions import Conversation
 
-PIECE = 1 << 18  # characters: sixteen of them fill a chunk that tokenfiles.py encodes on all cores
+PIECE = 1 << 18  # characters: small, so that a chunk of tokenfiles.py has several for encoding on all cores
 
 Part = tuple[bool, str]  # whether it begins a document, text
 
 
 class Piece(NamedTuple):
-    """A document, or a part of a long one: its pieces one after the other are the document."""
+    """A document, or a part of a long document, whose pieces concatenated are the document."""
 
     text: str | Conversation
-    first: bool  # begins a document
-    stripped: int = 0  # bytes of licence that were left out just before or in it
-    done: int = 0  # bytes of the file that have been read so far
+    first: bool  # whether it begins a document
+    stripped: int = 0  # bytes of license text removed from it or just before it
+    done: int = 0  # bytes of the file read so far
 
 
 def read_pieces(path: Path, lines: int = 0) -> Iterator[Piece]:
-    """The documents of a file in pieces. With `lines` > 0, a document is so many lines of it.
+    """The documents of a file in pieces. With `lines` > 0, that many lines of a text file make a document.
 
-    Encoding the pieces one by one gives the ids of the whole, as long as PIECE characters never go by without a
-    blank or a line break. Raises UserError for a missing or damaged file, for what is not UTF-8, for malformed
-    JSON (it names the line), and for a file without text.
+    Encoding the pieces one by one gives the same ids as encoding the whole document, unless PIECE characters in a row
+    contain no space or line break. Raises UserError for a missing or damaged file, for a file that is not UTF-8, for
+    malformed JSON (naming the line), and for a file without text.
     """
     found, n_lines = False, 0
     try:
@@ -48,7 +48,7 @@ def read_pieces(path: Path, lines: int = 0) -> Iterator[Piece]:
             else:
                 file = io.TextIOWrapper(stream, encoding="utf-8")
                 parts = _groups(file, lines) if lines else _separated(_blocks(file))
-            for text, first, stripped in _without_licence(parts):
+            for text, first, stripped in _without_license(parts):
                 found = found or bool(text)
                 n_lines += text.count("\n")
                 yield Piece(text, first, stripped, raw.tell())
@@ -61,7 +61,7 @@ def read_pieces(path: Path, lines: int = 0) -> Iterator[Piece]:
 
 
 def _blocks(file: IO[str]) -> Iterator[str]:
-    """Text in blocks of at most some PIECE characters."""
+    """The text in blocks of about PIECE characters."""
     rest = ""
     while block := file.read(PIECE):
         rest += block
@@ -73,9 +73,9 @@ def _blocks(file: IO[str]) -> Iterator[str]:
 
 
 def _border(text: str) -> int:
-    """Where to cut `text`, as late as possible: before a line break, else a blank, that follows a word.
+    """The last place to split `text` at: before a line break that follows a word, or else before such a space.
 
-    No pattern of our tokenizers goes on from a word into the space after it, so no token is cut.
+    In the patterns of our tokenizers no match extends from a word into the space after it, so no token is split.
     """
     for space in "\n ":
         at = len(text)
@@ -89,7 +89,7 @@ _SEPARATOR = re.compile(r"^<\|endoftext\|>[ \t]*$\n?", re.MULTILINE)
 
 
 def _separated(blocks: Iterator[str]) -> Iterator[Part]:
-    """Cut at `<|endoftext|>` lines; the line breaks around them belong to no document."""
+    """Split at lines of `<|endoftext|>`; line breaks around these lines belong to no document."""
     first, separated = True, False
     for block in blocks:
         texts = _SEPARATOR.split(block)
@@ -121,8 +121,7 @@ def _records(records: Iterator[tuple[str, Any]]) -> Iterator[Part]:
                 yield i == 0, block
 
 
-# The book stands between these lines, the licence before and after them. The second forms are those of
-# before 2005.
+# A book is between these lines, the license before and after them. The second forms were used before 2005.
 _MARK = re.compile(
     r"^(?:(?P<start>\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG.*|\*END\*? ?THE SMALL PRINT!.*)"
     r"|\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG.*|End of (?:the |this )?Project Gutenberg.*)$\n*",
@@ -131,9 +130,9 @@ _MARK = re.compile(
 
 
 def strip_gutenberg(text: str) -> tuple[str, int]:
-    """The text without the licence of Project Gutenberg, and how many bytes of UTF-8 that takes off.
+    """(the text without the license of Project Gutenberg, number of UTF-8 bytes removed).
 
-    A file of several books is cleaned book by book; a text without the licence stays as it is.
+    If a file holds several books, the license of each is removed; a text without the license is unchanged.
     """
     kept, _ = _strip(text, keeping=True, head=True)
     return kept, _n_bytes(text) - _n_bytes(kept)
@@ -144,9 +143,9 @@ def _n_bytes(text: str) -> int:
 
 
 def _strip(text: str, keeping: bool, head: bool) -> tuple[str, bool]:
-    """What of `text` is to be kept, and whether so is what follows it. `head`: a document begins here."""
+    """(what is kept of `text`, whether what follows is kept). `keeping` and `head`: it is kept, begins a document."""
     kept, at = [], 0
-    # Looking for the marks in every line is slow; these words in them are quickly found missing.
+    # The regular expression is slow; most texts contain none of these words.
     marked = "GUTENBERG" in text or "Gutenberg" in text or "SMALL PRINT" in text
     for mark in _MARK.finditer(text) if marked else ():
         if keeping and not (mark["start"] and head):
@@ -157,8 +156,8 @@ def _strip(text: str, keeping: bool, head: bool) -> tuple[str, bool]:
     return "".join([*kept, text[at:] * keeping]), keeping
 
 
-def _without_licence(parts: Iterator[Part]) -> Iterator[tuple[str, bool, int]]:
-    """(text, whether it begins a document, bytes left out)."""
+def _without_license(parts: Iterator[Part]) -> Iterator[tuple[str, bool, int]]:
+    """The parts without licenses, as (text, whether it begins a document, bytes removed)."""
     keeping, begins, stripped = True, False, 0
     for first, text in parts:
         kept, keeping = _strip(text, keeping or first, first)

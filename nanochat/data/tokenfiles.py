@@ -1,4 +1,4 @@
-"""How the pieces of a corpus become the text file and the two token files of a prepared one."""
+"""Writing a prepared corpus: its text file, and its token files for training and validation."""
 
 from __future__ import annotations
 
@@ -18,31 +18,34 @@ from ..tokenizer import Tokenizer
 from .questions import Conversation, render_all
 from .textfiles import Piece
 
-CHUNK = 1_500_000  # characters encoded at a time; 4 million took 546 MB for 50 MB of text on two cores
-TOKENS = 1 << 18  # tokens looked at at a time when the split is searched
+CHUNK = 1_500_000  # characters encoded at a time: enough work for all cores; more would only take more memory
+TOKENS = 1 << 18  # tokens read at a time in the search for the split
 TRAIN_SHARE = 0.9
 
 
 def length(piece: Piece) -> int:
-    """Characters, as people read them."""
+    """The number of characters of a piece in readable form."""
     return len(piece.text if isinstance(piece.text, str) else readable(piece.text))
 
 
 def plain_texts(piece: Piece) -> list[str]:
-    """The texts that are encoded one by one, without any marks."""
+    """The texts of a piece, without special tokens; each is encoded by itself."""
     if isinstance(piece.text, str):
         return [piece.text]
     return [piece.text.context, *(turn.text for turn in piece.text.turns)]
 
 
 def readable(conv: Conversation) -> str:
-    """A conversation as people write one down: the passage, then `User: …` and `Assistant: …` lines."""
+    """A conversation as readable text: the passage, then lines `User: …` and `Assistant: …`."""
     turns = [f"{turn.role.capitalize()}: {turn.text}" for turn in conv.turns]
     return "\n".join([conv.context] * bool(conv.context) + turns)
 
 
 def write(pieces: Iterator[Piece], folder: Path, name: str, tok: Tokenizer, dtype: np.dtype) -> dict[str, Any]:
-    """Write the text and both token files; returns what meta.json says about them."""
+    """Write pretrain_input.txt, pretrain_train.bin and pretrain_val.bin; returns their entries for meta.json.
+
+    Raises UserError if the text is too short to be split. `name` is the corpus in error messages.
+    """
     digest = hashlib.sha256(tok.fingerprint.encode())
     lengths = tok.byte_lengths()
     stripped = documents = n_bytes = 0
@@ -61,10 +64,11 @@ def write(pieces: Iterator[Piece], folder: Path, name: str, tok: Tokenizer, dtyp
             digest.update(ids.tobytes())
             train.write(ids.tobytes())
         total = Counts(documents, train.tell() // dtype.itemsize, n_bytes)
-        kind, before = _split(train, dtype, tok, total)
+        boundary, before = _split(train, dtype, tok, total)
         if not before.tokens:
-            raise UserError(f"{name} has too little text to hold some of it out; add to it")
-        inside = kind != "document"  # then both sides have a part of one document, each between its own marks
+            raise UserError(f"{name} has too little text to hold out a validation split; add more text")
+        # Then both splits have a part of the same document, each between its own <|endoftext|>.
+        inside = boundary != "document"
         end = np.array([tok.eot], dtype).tobytes()
         val.write(end * inside)
         train.seek(before.tokens * dtype.itemsize)
@@ -73,7 +77,7 @@ def write(pieces: Iterator[Piece], folder: Path, name: str, tok: Tokenizer, dtyp
         train.truncate(before.tokens * dtype.itemsize)
         train.seek(0, os.SEEK_END)
         train.write(end)
-        # From here until the new meta.json the folder counts as not prepared: old and new files never mix.
+        # Without meta.json the folder counts as not prepared, so old and new files are never mixed.
         (folder / "meta.json").unlink(missing_ok=True)
     digest.update(str(before.tokens).encode())
     after = Counts(
@@ -83,7 +87,7 @@ def write(pieces: Iterator[Piece], folder: Path, name: str, tok: Tokenizer, dtyp
     )
     return {
         "fingerprint": digest.hexdigest()[:16],
-        "split": kind,
+        "split": boundary,
         "stripped_bytes": stripped,
         "train": before._replace(tokens=before.tokens + 1)._asdict(),
         "val": after._asdict(),
@@ -103,7 +107,7 @@ def _chunks(pieces: Iterator[Piece]) -> Iterator[list[Piece]]:
 
 
 def _encode(chunk: list[Piece], tok: Tokenizer, dtype: np.dtype) -> np.ndarray:
-    """The ids of some pieces, <|endoftext|> before each document; encoded on all cores."""
+    """The ids of the pieces, with <|endoftext|> before each document; encoded on all cores."""
     texts = iter(tok.encode_batch([piece.text for piece in chunk if isinstance(piece.text, str)]))
     convs = iter(render_all([piece.text for piece in chunk if not isinstance(piece.text, str)], tok))
     parts = []
@@ -116,26 +120,28 @@ def _encode(chunk: list[Piece], tok: Tokenizer, dtype: np.dtype) -> np.ndarray:
 
 
 class Counts(NamedTuple):
+    """The size of a part of the corpus."""
+
     documents: int
     tokens: int
     bytes: int  # of the text in UTF-8, for bits per byte
 
 
 def _split(file: IO[bytes], dtype: np.dtype, tok: Tokenizer, total: Counts) -> tuple[str, Counts]:
-    """The border nearest to TRAIN_SHARE of the bytes: of what it is one, and what is before it.
+    """The boundary nearest to TRAIN_SHARE of the bytes, as (what it separates, size of the part before it).
 
-    One of documents is best, then one of lines, where they are near; otherwise what there is. Nothing is
-    before it if there is next to no text.
+    A boundary of documents that is near is preferred, then one of lines; otherwise any will do, even one of tokens. The
+    part before it is empty if there is almost no text.
     """
     lengths = tok.byte_lengths()
-    pieces = [tok.token_bytes(id) for id in range(tok.vocab_size)]
+    pieces = [tok.token_bytes(token) for token in range(tok.vocab_size)]
     ends_line = np.array([piece.endswith(b"\n") for piece in pieces]) & (lengths > 0)
     begins_word = np.array([not piece[:1].isspace() for piece in pieces]) & (lengths > 0)
     begins_char = np.array([piece[0] & 0xC0 != 0x80 for piece in pieces]) & (lengths > 0)
     nearest: dict[str, tuple[float, Counts]] = {}
     last, seen = tok.eot, Counts(0, 0, 0)
     file.seek(0)
-    # Not memory-mapped: mapped pages count as this process's memory, and all of the file is read.
+    # Not memory-mapped, as mapped pages would count as memory of this process.
     while len(ids := np.fromfile(file, dtype, TOKENS)):
         previous = np.concatenate([[last], ids[:-1]])
         begins = ids == tok.eot
@@ -143,18 +149,18 @@ def _split(file: IO[bytes], dtype: np.dtype, tok: Tokenizer, total: Counts) -> t
         ends = seen.bytes + np.cumsum(lengths[ids])
         starts = ends - lengths[ids]
         distances = np.abs(starts / max(total.bytes, 1) - TRAIN_SHARE)
-        for kind, border in (
+        for unit, at_boundary in (
             ("document", begins & (starts > 0)),
             ("line", ends_line[previous] & begins_word[ids]),
             ("token", (lengths[previous] > 0) & begins_char[ids]),
         ):
-            if len(at := np.flatnonzero(border)):
+            if len(at := np.flatnonzero(at_boundary)):
                 i = at[np.argmin(distances[at])]
                 before = Counts(int(documents[i] - begins[i]), seen.tokens + int(i), int(starts[i]))
                 found = (float(distances[i]), before)
-                nearest[kind] = min(nearest.get(kind, found), found)
+                nearest[unit] = min(nearest.get(unit, found), found)
         last, seen = ids[-1], Counts(int(documents[-1]), seen.tokens + len(ids), int(ends[-1]))
-    for kind, tolerance in (("document", 0.05), ("line", 0.05), ("document", 0.4), ("line", 0.4), ("token", 1)):
-        if kind in nearest and nearest[kind][0] <= tolerance:
-            return kind, nearest[kind][1]
+    for unit, tolerance in (("document", 0.05), ("line", 0.05), ("document", 0.4), ("line", 0.4), ("token", 1)):
+        if unit in nearest and nearest[unit][0] <= tolerance:
+            return unit, nearest[unit][1]
     return "none", Counts(0, 0, 0)

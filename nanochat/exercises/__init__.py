@@ -1,4 +1,4 @@
-"""Checks for the exercises of the notebooks: each answer gets a verdict, and each wrong one the next hint.
+"""Checks for the exercises of the notebooks: they tell whether an answer is right and give hints if it is wrong.
 
 `check("02.softmax", softmax)` looks into lesson_02.py for the exercise of that name. A lesson registers one like this:
 
@@ -6,8 +6,8 @@
     def _(softmax):
         return compare("softmax([0, 0])", softmax(torch.zeros(2)), [0.5, 0.5])
 
-The function gets the learner's answer and returns None if it is right, else a sentence that says what is wrong with it.
-It may raise whatever a wrong answer makes it raise: the learner reads one line, never a traceback.
+The function gets the learner's answer and returns None if it is right, or a sentence that says what is wrong. It may raise
+any exception that a wrong answer causes: the learner sees its message as one line, not a traceback.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class _Exercise:
     judge: Judge
     praise: str
     hints: Sequence[str]
-    wrong: int = 0  # answers so far that were not right
+    wrong: int = 0  # wrong answers in a row so far
 
 
 class Verdict(NamedTuple):
-    """Whether an answer is right, and what is said about it."""
+    """Whether an answer is right, and the text that tells the learner."""
 
     right: bool
     text: str
@@ -46,9 +46,9 @@ _EXERCISES: dict[str, _Exercise] = {}
 
 
 def exercise(name: str, *, praise: str, hints: Sequence[str]) -> Callable[[Judge], Judge]:
-    """Register the decorated function as the judge of exercise `name`, "02.softmax" for one of lesson_02.py.
+    """Register the decorated function as the judge of exercise `name`, such as "02.softmax" of lesson_02.py.
 
-    `praise` says what a right answer has shown; wrong ones get one hint after the other, then the last again.
+    `praise` is the response to a right answer. Each wrong answer gets the next of the `hints`, at the end always the last.
     """
 
     def register(judge: Judge) -> Judge:
@@ -66,9 +66,9 @@ def names() -> list[str]:
 
 
 def verdict(name: str, answer: Any) -> Verdict:
-    """Judge an answer; a wrong one counts, so that the next one gets the next hint.
+    """Judge an answer and count wrong ones, so that each gets the next hint.
 
-    Raises UserError for an exercise that does not exist.
+    Raises UserError if there is no such exercise.
     """
     if name not in names():
         raise unknown("exercise", name, _EXERCISES)
@@ -86,14 +86,15 @@ def verdict(name: str, answer: Any) -> Verdict:
 
 
 def check(name: str, answer: Any) -> None:
-    """Print whether `answer` solves the exercise, or what is wrong with it and the next hint."""
+    """Print that `answer` is right, or what is wrong with it and the next hint."""
     print(verdict(name, answer).text)
 
 
 def compare(what: str, got: Any, wanted: Any, tolerance: float = 1e-4) -> str | None:
-    """None if `got` is `wanted` (numbers up to a relative and absolute `tolerance`), else a sentence with both.
+    """None if `got` equals `wanted`, or a sentence that shows both; `what` names the value in it.
 
-    Takes numbers, strings, bytes, lists, dictionaries, arrays and tensors.
+    Numbers may differ by a relative and absolute `tolerance`. Takes numbers, strings, bytes, lists, dictionaries, arrays and
+    tensors.
     """
     if got is None or got is ...:
         return f"{what} gives nothing yet."
@@ -108,7 +109,7 @@ def compare(what: str, got: Any, wanted: Any, tolerance: float = 1e-4) -> str | 
 
 
 def _plain(value: Any) -> Any:
-    """Tensors and lists of numbers as arrays, so that they can be compared; anything else as it is."""
+    """A tensor or list of numbers as an array, to be compared; anything else unchanged."""
     if hasattr(value, "detach"):
         value = value.detach().cpu().numpy()
     if isinstance(value, list | tuple) and value and all(isinstance(v, bool | int | float | np.generic) for v in value):
@@ -119,7 +120,7 @@ def _plain(value: Any) -> Any:
 def _same(got: Any, wanted: Any, tolerance: float) -> bool:
     numeric = bool | int | float | np.ndarray
     if isinstance(got, numeric) and isinstance(wanted, numeric):
-        # allclose alone would let one number pass for a whole row of equal ones
+        # allclose alone would broadcast a single number
         return np.shape(got) == np.shape(wanted) and bool(
             np.allclose(got, wanted, rtol=tolerance, atol=tolerance, equal_nan=True)
         )

@@ -16,7 +16,7 @@ def _tokenizer() -> Tokenizer:
 
 @exercise(
     "01.bytes_per_token",
-    praise="bytes, not characters, are what texts of all languages and all tokenizers can be compared by.",
+    praise="per byte, not per character, you can compare texts of all languages and all tokenizers.",
     hints=(
         "Two numbers and a division: how many bytes the text has, and how many ids tok.encode(text) gives.",
         "len(text) counts characters. A character outside plain English letters takes several bytes: "
@@ -33,16 +33,16 @@ def _bytes_per_token(answer: Callable[[str, Tokenizer], float]) -> str | None:
     return None
 
 
-def _expand(id: int, merges: Sequence[tuple[int, int]]) -> bytes:
-    if id < 256:
-        return bytes([id])
-    left, right = merges[id - 256]
+def _expand(token: int, merges: Sequence[tuple[int, int]]) -> bytes:
+    if token < 256:
+        return bytes([token])
+    left, right = merges[token - 256]
     return _expand(left, merges) + _expand(right, merges)
 
 
 @exercise(
     "01.expand",
-    praise="decoding is nothing but undoing merges; it never fails and never needs the text the merges came from.",
+    praise="decoding only undoes merges; it never fails, and never needs the text that the merges were learned from.",
     hints=(
         "An id below 256 is a byte by itself: bytes([id]). Do that case first.",
         "Id 256 is the first merge: merges[id - 256] is the pair it was made from.",
@@ -51,15 +51,15 @@ def _expand(id: int, merges: Sequence[tuple[int, int]]) -> bytes:
 )
 def _expand_check(answer: Callable[[int, Sequence[tuple[int, int]]], bytes]) -> str | None:
     merges = [(116, 104), (256, 101), (32, 257), (258, 110)]  # th, the, ' the', ' then'
-    for id in (97, 256, 257, 259):
-        if wrong := compare(f"expand({id}, {merges})", answer(id, list(merges)), _expand(id, merges)):
+    for token in (97, 256, 257, 259):
+        if wrong := compare(f"expand({token}, {merges})", answer(token, list(merges)), _expand(token, merges)):
             return wrong
     return None
 
 
 @exercise(
     "01.windows",
-    praise="a window needs one token more than it is long, for the last target.",
+    praise="a window needs one token more than its length, for the last target.",
     hints=(
         "Try it on paper: how many pieces of three neighbouring tokens does a row of five tokens have?",
         "A window of block_size inputs also needs the token after its last input, as that one's target.",

@@ -15,7 +15,7 @@ from . import compare, exercise
 
 @exercise(
     "02.softmax",
-    praise="subtracting the largest score changes no ratio, and nothing can overflow any more.",
+    praise="subtracting the largest score does not change the ratios, and nothing can overflow any more.",
     hints=(
         "Start with the definition: exp of each score, divided by the sum of them all.",
         "exp(1000) is too large for a float: it becomes inf, and inf / inf is nan. "

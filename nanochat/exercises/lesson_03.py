@@ -15,12 +15,12 @@ _FAULTS = {"A": "rate too high", "B": "one batch", "C": "healthy", "D": "not shi
 
 @exercise(
     "03.diagnose",
-    praise="you needed the curve, the held-out loss and the samples: none of them tells all four apart.",
+    praise="you needed the curve, the held-out loss and the samples: none of them alone tells all four apart.",
     hints=(
         "Begin with the extremes. Whose loss rises above that of knowing nothing? Whose falls far below everybody else's?",
         "Two fall too far. Look at what they write: one recites a page, the other says the same thing again and again.",
-        "Predicting itself is easiest of all, and makes a model that repeats. The same batch in every step makes one "
-        "whose held-out loss rises while its training loss falls.",
+        "If the target is the input itself, the task is trivial, and the model learns to repeat. With the same batch in "
+        "every step, the held-out loss rises while the training loss falls.",
     ),
 )
 def _diagnose(answer: Mapping[str, str]) -> str | None:
@@ -42,7 +42,7 @@ def _cosine_schedule(step: int, steps: int, warmup: int, floor: float) -> float:
 
 @exercise(
     "03.cosine",
-    praise="warmup, top and floor are all where they should be; nanoGPT trains with this shape.",
+    praise="warmup, peak and floor are all where they should be; nanoGPT trains with this schedule.",
     hints=(
         "Two cases: below warmup it is a fraction that grows with the step. Do that one first, and let the rest be 1.",
         "After warmup, done = (step - warmup) / (steps - warmup) goes from 0 to 1. "
@@ -61,7 +61,7 @@ def _cosine(answer: Callable[[int, int, int, float], float]) -> str | None:
 
 @exercise(
     "03.hours",
-    praise="with this sum you can tell from a paper's model and data what its training must have taken.",
+    praise="with this formula you can estimate from a paper's model and data how long its training took.",
     hints=(
         "Start with the operations of the whole training: six for each parameter and each token.",
         "The machine does rate * used useful operations in a second. Operations divided by that are seconds.",

@@ -14,15 +14,15 @@ _OPEN = [_EOT, _USER, 5, 6, 2]
 
 def _mask(ids: Sequence[int], assistant: int, end: int) -> list[bool]:
     inside, mask = False, []
-    for id in ids:
+    for token in ids:
         mask.append(inside)
-        inside = id == assistant or (inside and id != end)
+        inside = token == assistant or (inside and token != end)
     return mask
 
 
 @exercise(
     "04.mask",
-    praise="the assistant's mark is given to the model, the end mark is what it has to say: easy to get wrong.",
+    praise="the model is given the assistant's mark and has to generate the end mark itself: easy to get wrong.",
     hints=(
         "Go through the ids with one variable that remembers whether you are inside an answer.",
         "An id counts if you were inside *before* you looked at it. Only then look whether it opens or closes an answer.",
@@ -59,7 +59,7 @@ def _targets(answer: Callable[[list[int], list[bool]], tuple[list[int], list[int
         shown = [int(value) for value in mask]
         if wrong := compare(f"the input of {ids}", list(x), ids[:-1]):
             return wrong
-        wanted = [id if counts else -1 for id, counts in zip(ids[1:], mask[1:], strict=True)]
+        wanted = [token if counts else -1 for token, counts in zip(ids[1:], mask[1:], strict=True)]
         if wrong := compare(f"the target of {ids} with mask {shown}", list(y), wanted):
             return wrong
     return None
@@ -77,8 +77,8 @@ def _targets(answer: Callable[[list[int], list[bool]], tuple[list[int], list[int
 def _documents(answer: Callable[[list[int], int], list[int]]) -> str | None:
     for ids in (_TALK, [*_TALK[:7], *_TALK], [_EOT, _EOT, 1, 2, _EOT, 3]):
         count, wanted = -1, []
-        for id in ids:
-            count += id == _EOT
+        for token in ids:
+            count += token == _EOT
             wanted.append(count)
         got = answer(list(ids), _EOT)
         numbers = got if got is None else [int(number) for number in got]
@@ -95,7 +95,7 @@ def _word_f1(prediction: str, accepted: str) -> float:
 
 @exercise(
     "04.f1",
-    praise="half right counts half, and neither saying everything nor saying one safe word pays.",
+    praise="a half-right answer gets half the score, and neither saying everything nor one safe word pays off.",
     hints=(
         "Split both into words. How many words do they share? A word that is there twice can be shared twice only if "
         "the other side has it twice.",

@@ -19,7 +19,7 @@ from . import compare, exercise
     ),
 )
 def _pick(answer: Callable[[Sequence[float], float], int]) -> str | None:
-    # Adds up to the last float below one, however it is added: since Python 3.12 `sum` makes exactly one of ten times 0.1.
+    # The sum is the largest float below one in every Python version; since 3.12 `sum` adds ten times 0.1 to exactly one.
     short = [0.5, 0.25, 0.25 - 2**-53]
     cases = (
         ([0.5, 0.25, 0.25], 0.1, 0),
@@ -37,7 +37,7 @@ def _pick(answer: Callable[[Sequence[float], float], int]) -> str | None:
 
 @exercise(
     "05.work",
-    praise="a sum that grows with the square, against one that grows with the length.",
+    praise="without a cache the work grows with the square of the length, with a cache only with the length.",
     hints=(
         "Write it down for a prompt of ten and three new tokens, step by step: which positions go through the model?",
         "Without a cache the steps have prompt, prompt + 1, … positions, one step for each new token. With one the first "
@@ -55,7 +55,7 @@ def _work(answer: Callable[[int, int], tuple[int, int]]) -> str | None:
 
 @exercise(
     "05.remembered",
-    praise="the newest first, and no hole in the middle: half a conversation misleads more than a short one.",
+    praise="the newest first, and no hole in the middle: a conversation with gaps misleads more than a short one.",
     hints=(
         "Begin with the newest exchange, the last of the list, and go back while there is room.",
         "Stop at the first one that does not fit, even if an older, shorter one would.",

@@ -1,1 +1,1 @@
-"""Every plot of the lessons, in one style."""
+"""The plots of the notebooks, in a common style."""

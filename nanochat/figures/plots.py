@@ -1,6 +1,6 @@
-"""Figures of the course.
+"""The plots of the notebooks.
 
-Every function returns `(figure, sentence)`: the sentence says with computed numbers what the figure shows.
+Every plot function returns `(figure, sentence)`; the sentence describes what the figure shows, with computed numbers.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ STEPS = (
     ("07 scaling", "larger models, GPUs"),
 )
 _STAGE_TITLES = {"base_model": "pretraining", "fine_tuned": "finetuning", "aligned": "learning from feedback"}
-_TICKS = 40  # labels on an axis at most
+_TICKS = 40  # the most labels on an axis
 
 
 # --- training -----------------------------------------------------------------------------------------------
 
 
 def _column(records: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of the records that have a finite `name`."""
+    """(steps, values) of the records whose value `name` is present and finite."""
     found = [(r["step"], r[name]) for r in records if r.get(name) is not None and np.isfinite(r[name])]
     steps, values = zip(*found, strict=True) if found else ((), ())
     return np.array(steps, dtype=float), np.array(values, dtype=float)
@@ -62,35 +62,35 @@ def _by_stage(metrics: Metrics) -> dict[str, list[Mapping[str, Any]]]:
 
 
 def _from_zero(panels: list[tuple[str, Metrics, Axes]]) -> None:
-    """Start the common scale at zero, once everything is drawn: before that it would no longer grow."""
+    """Let the shared y axis start at zero. Only after drawing, since it would no longer adapt to the data."""
     panels[0][2].set_ylim(bottom=0)
 
 
 def _panels(metrics: Metrics, ylabel: str) -> tuple[Figure, list[tuple[str, Metrics, Axes]]]:
-    """One panel for each stage, side by side on one scale: the figure, and (name, records, where to draw) of each."""
+    """One panel for each stage, side by side with a shared y axis: the figure, and (title, records, axes) of each."""
     stages = _by_stage(metrics)
     figure = style.new_figure(width=max(7.0, 4.0 * len(stages)))
     axes = figure.subplots(1, len(stages), sharey=True, squeeze=False)[0]
     panels: list[tuple[str, Metrics, Axes]] = []
     for ax, (stage, records) in zip(axes, stages.items(), strict=True):
         name = _STAGE_TITLES.get(stage, stage)
-        style.dress(ax, name, "step", "" if panels else ylabel)
+        style.decorate(ax, name, "step", "" if panels else ylabel)
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         panels.append((name, records, ax))
     return figure, panels
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """The mean over `window` neighbours (fewer at the ends), as long as `values`."""
+    """The moving average of `values` over `window` neighbors (fewer at the ends), of the same length."""
     kernel = np.ones(min(window, len(values)))
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
 def losses(metrics: Metrics) -> Plot:
-    """Training loss, smoothed, and validation points, for each stage, in bits per byte.
+    """Smoothed training loss, and validation loss, for each stage, in bits per byte.
 
-    Training loss is measured in nats per token: it is brought to bits per byte with the validation text's
-    bytes per token. Where no bits per byte are known everything stays in nats per token.
+    The training loss is measured in nats per token and converted with the ratio of the two units in the validations. If
+    the bits per byte of a stage are unknown, everything is in nats per token.
     """
     if not metrics:
         return style.empty("Loss", "nothing has been trained yet")
@@ -124,7 +124,7 @@ def losses(metrics: Metrics) -> Plot:
 
 
 def learning_rate(metrics: Metrics) -> Plot:
-    """The learning rate's factor over the steps of each stage."""
+    """The schedule's factor of the learning rate over the steps of each stage."""
     if not metrics:
         return style.empty("Learning rate", "nothing has been trained yet")
     figure, panels = _panels(metrics, "learning rate, as a factor")
@@ -146,7 +146,7 @@ def learning_rate(metrics: Metrics) -> Plot:
 
 
 def memory(metrics: Metrics) -> Plot:
-    """Memory of the process, and of the GPU where one is used, over the steps of each stage, in MB."""
+    """Memory in MB of the process, and of the GPU if one is used, over the steps of each stage."""
     if not metrics:
         return style.empty("Memory", "nothing has been trained yet")
     figure, panels = _panels(metrics, "memory, MB")
@@ -167,7 +167,7 @@ def memory(metrics: Metrics) -> Plot:
 
 
 def speed(metrics: Metrics) -> Plot:
-    """Tokens trained on in a second, over the steps of each stage."""
+    """Training speed in tokens per second over the steps of each stage."""
     if not metrics:
         return style.empty("Speed", "nothing has been trained yet")
     figure, panels = _panels(metrics, "tokens per second")
@@ -192,7 +192,7 @@ def speed(metrics: Metrics) -> Plot:
 
 
 def histogram(values: Sequence[float] | np.ndarray, title: str, xlabel: str) -> Plot:
-    """How often each value, or range of values, occurs. Whole numbers of a small range get a bar each."""
+    """A histogram of `values`. If they are integers within a small range, each gets a bar of its own."""
     values = np.asarray(values, dtype=float)
     if not len(values):
         return style.empty(title, "there are no values")
@@ -200,7 +200,7 @@ def histogram(values: Sequence[float] | np.ndarray, title: str, xlabel: str) -> 
     whole = bool((values == np.round(values)).all()) and high - low <= 60
     edges = np.arange(low - 0.5, high + 1) if whole else np.histogram_bin_edges(values, bins=30)
     figure = style.new_figure()
-    ax = style.dress(figure.add_subplot(), title, xlabel, "how many")
+    ax = style.decorate(figure.add_subplot(), title, xlabel, "how many")
     counts, _, _ = ax.hist(values, edges.tolist(), color=style.BLUE, edgecolor="white", linewidth=0.6)
     middle = float(np.median(values))
     ax.axvline(middle, color=style.RED, linestyle="--", linewidth=1.2, label=f"median {style.number(middle)}")
@@ -219,7 +219,7 @@ def histogram(values: Sequence[float] | np.ndarray, title: str, xlabel: str) -> 
 
 
 def token_lengths(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray, title: str = "Length of tokens") -> Plot:
-    """How many bytes each token of a text stands for; special tokens are left out."""
+    """A histogram of the lengths in bytes of a text's tokens, without special tokens."""
     lengths = tokenizer.byte_lengths()[np.asarray(ids, dtype=np.int64)]
     lengths = lengths[lengths > 0]
     if not len(lengths):
@@ -237,27 +237,24 @@ def bars(
     title: str,
     xlabel: str = "",
 ) -> Plot:
-    """One bar for each label, from top to bottom; several series (name → values) stand under each other.
-
-    For probabilities of next tokens, and for scores before and after.
-    """
+    """A horizontal bar for each label, from top to bottom; with several series (name → values), one for each series."""
     series = dict(values) if isinstance(values, Mapping) else {"": values}
     columns = {name: np.nan_to_num(np.asarray(column, dtype=float)) for name, column in series.items()}
     if not len(labels):
         return style.empty(title, "there is nothing to compare")
     height = 0.9 + len(labels) * max(0.28, 0.2 * len(columns)) + 0.3 * (len(columns) > 1)
     figure = style.new_figure(height=height)
-    ax = style.dress(figure.add_subplot(), title, xlabel, grid="x")
+    ax = style.decorate(figure.add_subplot(), title, xlabel, grid="x")
     places, thick = np.arange(len(labels), dtype=float), 0.8 / len(columns)
     for i, (name, column) in enumerate(columns.items()):
-        look: dict[str, Any] = {
+        options: dict[str, Any] = {
             "color": style.SERIES[i % 5],
             "hatch": style.HATCHES[i % 5],
             "edgecolor": "white",
             "linewidth": 0,
         }
         offset = (i - (len(columns) - 1) / 2) * thick
-        drawn = ax.barh(places + offset, column, thick * 0.92, label=style.plain(name) or None, **look)
+        drawn = ax.barh(places + offset, column, thick * 0.92, label=style.plain(name) or None, **options)
         ax.bar_label(drawn, [style.number(value) for value in column], padding=3, fontsize=8, color=style.INK)
     ax.set_yticks(places, style.tick_labels(labels))
     ax.set_ylim(len(labels) - 0.4, -0.6)
@@ -280,27 +277,27 @@ def lines(
     xlabel: str = "",
     ylabel: str = "",
 ) -> Plot:
-    """One line for each name, through its (x values, y values); few points are marked, a single one is a dot."""
+    """A line for each series (name → (x values, y values)), with markers if it has few points."""
     points = {name: (np.asarray(x, float), np.asarray(y, float)) for name, (x, y) in series.items() if len(x)}
     if not points:
         return style.empty(title, "there are no points")
     figure = style.new_figure()
-    ax = style.dress(figure.add_subplot(), title, xlabel, ylabel)
-    told = []
+    ax = style.decorate(figure.add_subplot(), title, xlabel, ylabel)
+    sentences = []
     for i, (name, (x, y)) in enumerate(points.items()):
-        look: dict[str, Any] = {
+        options: dict[str, Any] = {
             "color": style.SERIES[i % 5],
             "linestyle": ("-", "--", ":", "-.", "-")[i % 5],
             "linewidth": 2,
         }
-        ax.plot(x, y, marker="o" if len(x) <= 25 else "", markersize=5, label=style.plain(name), **look)
+        ax.plot(x, y, marker="o" if len(x) <= 25 else "", markersize=5, label=style.plain(name), **options)
         first, last, low = (style.number(value) for value in (y[0], y[-1], y.min()))
         low_at = style.number(x[np.argmin(y)])
-        told.append(
+        sentences.append(
             f"{name} goes from {first} to {last}, lowest {low} at {low_at}" if len(x) > 1 else f"{name} is {last}"
         )
     style.legend(ax)
-    return figure, f"{title}: {'; '.join(told)}."
+    return figure, f"{title}: {'; '.join(sentences)}."
 
 
 def heatmap(
@@ -311,11 +308,9 @@ def heatmap(
     xlabel: str = "",
     ylabel: str = "",
 ) -> Plot:
-    """A matrix (rows, columns) as colours, from white (nothing) to dark; NaN, what is masked, is hatched
-    grey.
+    """A matrix (rows, columns) as colors, from white (0) to dark; NaN means masked and is hatched in gray.
 
-    With values below zero, orange is negative and purple positive. Small matrices have their numbers written
-    in.
+    If there are negative values, these are orange and positive ones purple. Small matrices also show their numbers.
     """
     matrix = np.ma.masked_invalid(np.asarray(matrix, dtype=float))
     if not matrix.count():
@@ -325,21 +320,21 @@ def heatmap(
     top = float(np.abs(matrix).max()) or 1.0
     width = float(np.clip(0.42 * max(rows, columns), 3.0, 6.0))
     figure = style.new_figure(width * columns / max(rows, columns) + 2.2, width * rows / max(rows, columns) + 1.5)
-    ax = style.dress(figure.add_subplot(), title, xlabel, ylabel, grid="")
+    ax = style.decorate(figure.add_subplot(), title, xlabel, ylabel, grid="")
     ax.patch.set(facecolor="#EEEEEE", hatch="////", edgecolor="#CCCCCC")
     cmap = mpl.colormaps["PuOr" if signed else "Blues"]
     image = ax.imshow(matrix, cmap=cmap, interpolation="nearest", vmin=-top if signed else 0.0, vmax=top)
     for axis, labels in ((ax.xaxis, xlabels), (ax.yaxis, ylabels)):
         stride = -(-len(labels) // _TICKS)
         axis.set_ticks(range(0, len(labels), stride), style.tick_labels(labels[::stride], 16))
-    upright = all(len(str(label)) <= 2 for label in xlabels)
-    if not upright:  # each label ends at its column
+    horizontal = all(len(str(label)) <= 2 for label in xlabels)
+    if not horizontal:  # slanted labels that end at their columns
         named = [label.get_text() for label in ax.get_xticklabels()]
         ax.set_xticks(ax.get_xticks(), named, rotation=60, ha="right", rotation_mode="anchor")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     if matrix.size <= 144:
-        digits = 0 if top >= 100 or bool((matrix == matrix.round()).all()) else 2  # counts stay whole
+        digits = 0 if top >= 100 or bool((matrix == matrix.round()).all()) else 2  # counts as integers
         for row, column in np.argwhere(~np.ma.getmaskarray(matrix)):
             value = matrix[row, column]
             ink = "white" if abs(value) > 0.6 * top else style.INK
@@ -355,12 +350,13 @@ def heatmap(
     )
 
 
-# --- where you are ------------------------------------------------------------------------------------------
+# --- the pipeline --------------------------------------------------------------------------------------------
 
 
 def pipeline(here: str) -> Plot:
-    """The course as a row of boxes with the one where you are marked. `here` is a number, a name, or a
-    notebook's name ("03", "pretraining", "03_pretraining"). Raises UserError for one that does not exist.
+    """The notebooks of the course as a row of boxes, with the current one marked.
+
+    `here` is the number or name of a notebook: "03", "pretraining" or "03_pretraining". Raises UserError if there is none.
     """
     names = [name for name, _ in STEPS]
     wanted = str(here).replace("_", " ").casefold()
@@ -373,13 +369,13 @@ def pipeline(here: str) -> Plot:
     ax.set_axis_off()
     ax.set(xlim=(-0.5, len(STEPS) - 0.5), ylim=(-0.75, 0.8))
     middle: dict[str, Any] = {"ha": "center", "va": "center"}
-    looks: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    styles: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "before": (dict(facecolor="#E8F1F8", edgecolor=style.SKY), dict(color=style.INK)),
         "here": (dict(facecolor=style.BLUE, edgecolor=style.BLUE), dict(color="white", fontweight="bold")),
         "after": (dict(facecolor="white", edgecolor=style.QUIET), dict(color=style.INK)),
     }
     for i, (name, about) in enumerate(STEPS):
-        box, text = looks["here" if i == at else "before" if i < at else "after"]
+        box, text = styles["here" if i == at else "before" if i < at else "after"]
         ax.add_patch(FancyBboxPatch((i - 0.36, -0.2), 0.72, 0.4, "round,pad=0.04", linewidth=1.2, **box))
         ax.text(i, 0, name, fontsize=8.5, **text, **middle)
         ax.text(i, -0.5, about, fontsize=7, color=style.QUIET, **middle)

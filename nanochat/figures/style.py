@@ -1,7 +1,7 @@
-"""The one style of the course's figures, and how they are shown.
+"""The common style of the figures, and functions that show them.
 
-A white ground, colours that colour-blind people can tell apart and that print well. Figures are made without
-pyplot, so that nothing is kept between cells and worker threads may draw.
+White background, and colors that color-blind readers can tell apart and that print well. Figures are made without pyplot,
+so that no state is kept between cells and worker threads can draw.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font
 
-# Okabe and Ito 2008, "Color universal design"; of falling darkness, so that they differ in grey as well
+# Okabe and Ito 2008, "Color universal design"; they differ in lightness, so that they can be told apart in gray as well
 BLUE, RED, GREEN, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
 INK, QUIET, FAINT = "#222222", "#666666", "#DDDDDD"
 SERIES = (BLUE, ORANGE, GREEN, RED, SKY)
 HATCHES = ("", "", "//", "..", "xx")
 _DPI = 110
-_LINE = 90  # characters that fit beside a narrow window's margins: JupyterLab itself would break lines inside words
+_LINE = 90  # characters per line: JupyterLab would break longer lines of a narrow window inside words
 
 
 def new_figure(width: float = 7.0, height: float = 3.6) -> Figure:
-    """An empty figure of so many inches."""
+    """An empty figure; `width` and `height` are in inches."""
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
 
 
-def dress(ax: Axes, title: str = "", xlabel: str = "", ylabel: str = "", grid: Literal["x", "y", ""] = "y") -> Axes:
-    """Give axes their texts, colours and `grid` ("x", "y" or "" for none)."""
+def decorate(ax: Axes, title: str = "", xlabel: str = "", ylabel: str = "", grid: Literal["x", "y", ""] = "y") -> Axes:
+    """Set the title, labels, colors and grid lines ("x", "y" or "" for none) of axes, and return them."""
     ax.set_facecolor("white")
     ax.set_title(plain(title), loc="left", fontsize=11, fontweight="bold", color=INK)
     ax.set_xlabel(plain(xlabel), fontsize=9.5, color=INK)
@@ -50,7 +50,7 @@ def dress(ax: Axes, title: str = "", xlabel: str = "", ylabel: str = "", grid: L
 
 
 def legend(ax: Axes) -> None:
-    """Say inside the axes which line is which."""
+    """Add a legend inside the axes."""
     ax.legend(frameon=False, fontsize=9, labelcolor=INK)
 
 
@@ -60,8 +60,9 @@ def _font() -> FT2Font:
 
 
 def plain(text: object) -> str:
-    """`text` as it stands: no dollar starts a formula; controls and what the font lacks are written as in
-    Python.
+    """`text` for matplotlib to show literally: dollar signs are escaped, as they would start a formula.
+
+    Control characters, and characters that the font lacks, appear as Python escapes.
     """
     drawable = (c >= " " and _font().get_char_index(ord(c)) for c in str(text))
     shown = (c if can else ascii(c)[1:-1] for c, can in zip(str(text), drawable, strict=True))
@@ -69,20 +70,20 @@ def plain(text: object) -> str:
 
 
 def tick_labels(texts: Sequence[object], longest: int = 28) -> list[str]:
-    """Labels of an axis, not too long, with the blanks at their ends made visible."""
+    """The labels of an axis, shortened to `longest` characters, with leading and trailing spaces made visible."""
     cut = (text if len(text) <= longest else text[: longest - 1] + "…" for text in map(str, texts))
-    return [plain(re.sub(r"^ +| +$", lambda blanks: "␣" * len(blanks[0]), text)) for text in cut]
+    return [plain(re.sub(r"^ +| +$", lambda spaces: "␣" * len(spaces[0]), text)) for text in cut]
 
 
 def number(value: float) -> str:
-    """Three digits that matter, without needless zeros."""
+    """`value` as text with three significant digits (integers and values above 100: all), without trailing zeros."""
     if not np.isfinite(value):
         return str(value)
     return f"{value:,.0f}" if abs(value) >= 100 or value == round(value) else f"{value:.3g}"
 
 
 def empty(title: str, reason: str) -> tuple[Figure, str]:
-    """What is shown when there is nothing to draw."""
+    """A figure that only says that there is nothing to draw, and why."""
     figure = new_figure(height=1.6)
     ax = figure.add_subplot()
     ax.set_axis_off()
@@ -91,8 +92,8 @@ def empty(title: str, reason: str) -> tuple[Figure, str]:
 
 
 def show(figure: Figure, sentence: str) -> None:
-    """Show the figure, where IPython runs, and print the sentence under it."""
-    # Only a session that runs IPython has it loaded; importing it here would cost a script a second.
+    """Display the figure, if running in IPython, and print the sentence below it."""
+    # IPython is not imported here, which would take a script a second: a session that runs in IPython has it loaded.
     ipython = sys.modules.get("IPython")
     if ipython is not None and ipython.get_ipython() is not None:
         from IPython.display import Image, display
@@ -102,11 +103,11 @@ def show(figure: Figure, sentence: str) -> None:
 
 
 def png(figure: Figure, dpi: int = 2 * _DPI) -> bytes:
-    """The figure as a PNG file; the same figure gives the same bytes.
+    """The figure as the bytes of a PNG file, the same for the same figure.
 
-    With 256 colours, which nobody can tell from all of them, saved notebooks are a third of the size.
+    It has only 256 colors, a difference that cannot be seen and that makes saved notebooks much smaller.
     """
-    from PIL import Image  # what matplotlib writes PNG files with
+    from PIL import Image  # matplotlib requires it
 
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})

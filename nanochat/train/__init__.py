@@ -1,1 +1,1 @@
-"""The stages of a run: what fits into the time there is, how far it is, and a small stand-in for a model."""
+"""Training: the stages of a run, their time budget and progress display, and a small stand-in model."""

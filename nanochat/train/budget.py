@@ -1,4 +1,4 @@
-"""How big, how long: a few steps are tried before a training starts, and its steps are cut to the budget there is."""
+"""The budget of a training: a few trial steps are timed, and the number of steps is limited to what fits."""
 
 from __future__ import annotations
 
@@ -16,19 +16,17 @@ from ..tokenizer import parse_spec
 from ..trainer import Task, TrainSettings, train
 from .progress import duration
 
-UNLIMITED = 2**31 - 1  # as many steps as the tokens or the minutes allow
-TRIED = 5  # steps at least: the first one compiles and warms up, the median is one of the others
-# Quick steps are tried for some seconds: on two cores the first six took 0.3 s and those after them 0.22, so that five
-# planned 289 steps where the minutes were enough for 400
+UNLIMITED = 2**31 - 1  # steps: only tokens or minutes limit the training
+TRIED = 5  # trial steps at least: the first one includes compiling and warming up, and the median ignores it
+# Trial steps at most, and seconds for them: the first few steps are slower than later ones, so fast steps need more trials.
 TRIED_AT_MOST, TRY_S = 25, 5.0
-# Validating and saving, ten times in a run, come to some 5 % of the steps' time (stages.py sees to it)
-BESIDES = 1.06
+OVERHEAD = 1.06  # time of a training relative to its steps: validating takes about 5 % (see stages.py), saving the rest
 _LONG_MINUTES = 20  # from which a shorter profile is offered
-_WORTH_TRYING = 100  # steps: what is shorter has begun to show its own estimate before anybody could read another
+_WORTH_TRYING = 100  # steps: a shorter training without a time limit is not worth trial steps for an estimate
 
 
 def wording(settings: TrainSettings) -> str:
-    """How long to train, for people: "700 steps of 16 rows, at most 3 minutes"."""
+    """The limits of a training as text: "700 steps of 16 rows, at most 3 minutes"."""
     bounds = [
         f"{settings.steps:,} steps of {settings.batch_size} rows" if settings.steps < UNLIMITED else "",
         f"{settings.tokens:,} tokens" if settings.tokens else "",
@@ -38,17 +36,17 @@ def wording(settings: TrainSettings) -> str:
 
 
 def tokens_to_steps(tokens: int, task: Task) -> int:
-    """How many steps read so many tokens; the last one may read more."""
+    """The number of steps that read `tokens` tokens, rounded up."""
     return max(1, -(-tokens // task.tokens_per_step))
 
 
 def try_out(
     model: GPT, task: Task, settings: TrainSettings, say: Callable[[str], None], stop: Callable[[], bool]
 ) -> float:
-    """Seconds that one step takes, without those that compiling takes.
+    """Time a few trial steps: seconds per step, compiling left out.
 
-    These are real steps, the first of the training, after which the model is put back to what it was. They end early if
-    `stop()` says so.
+    These are the first steps of the training itself; afterwards the initial weights are restored. The trial ends early if
+    `stop()` returns True.
     """
     weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
     trial = replace(
@@ -98,13 +96,13 @@ def forecast(profile: Profile) -> str:
             settings = TrainSettings(steps=UNLIMITED, batch_size=profile.batch_size)
             seconds = try_out(GPT(shape).to(device), task, settings, lambda text: None, lambda: False)
     steps = sum(stage.steps for stage in profile.stages.values())
-    total = steps * seconds * BESIDES
+    total = steps * seconds * OVERHEAD
     shorter = PROFILES["short"]
     said = f"The trainings of the profile {profile.name!r}, {steps:,} steps, will take this machine about {duration(total)}."
     if total > 60 * _LONG_MINUTES and profile.model == shorter.model and profile.name != shorter.name:
         less = sum(stage.steps for stage in shorter.stages.values())
         said += (
-            f" The profile {shorter.name!r} takes about {duration(less * seconds * BESIDES)}, "
+            f" The profile {shorter.name!r} takes about {duration(less * seconds * OVERHEAD)}, "
             "and makes an assistant that knows less."
         )
     return said
@@ -117,28 +115,28 @@ def plan(
     say: Callable[[str], None] = print,
     stop: Callable[[], bool] = lambda: False,
 ) -> TrainSettings:
-    """The settings with as many steps as tokens and minutes allow, and an estimate told to `say`.
+    """Settings with the number of steps that the limits on steps, tokens and minutes allow; an estimate goes to `say`.
 
-    The number of steps is chosen once, before the first of them: from there on the run depends on no clock, and can be
-    resumed or repeated (with `steps`) exactly. Raises UserError where nothing says when to stop.
+    The number of steps is fixed before the first step. From then on the training does not depend on the clock, so it can
+    be resumed or repeated (with `steps`) exactly. Raises UserError if there is no limit at all.
     """
     steps = settings.steps
     if settings.tokens:
         steps = min(steps, tokens_to_steps(settings.tokens, task))
     if steps == UNLIMITED and not settings.minutes:
-        raise UserError("nothing says how long to train; give steps, tokens or minutes")
+        raise UserError("the training has no limit; give steps, tokens or minutes")
     if not settings.minutes and steps < _WORTH_TRYING:
         return replace(settings, steps=steps, tokens=0)
     seconds = try_out(model, task, settings, say, stop)
-    # where the compiler failed, that was said, and it is not tried again
+    # if compiling failed in the trial, which has reported it, do not try again
     settings = replace(settings, compile=settings.compile and all(block._compiled_call_impl for block in model.h))
     if settings.minutes:
-        fitting = max(1, int(60 * settings.minutes / (seconds * BESIDES)))
+        fitting = max(1, int(60 * settings.minutes / (seconds * OVERHEAD)))
         if fitting < steps < UNLIMITED:
             say(f"{settings.minutes:g} minutes are enough for {fitting:,} of {steps:,} steps on this machine.")
         steps = min(steps, fitting)
     say(
         f"{model.n_params():,} parameters, {steps:,} steps of {task.tokens_per_step:,} tokens at {seconds:.2f} s: "
-        f"about {duration(steps * seconds * BESIDES)}."
+        f"about {duration(steps * seconds * OVERHEAD)}."
     )
     return replace(settings, steps=steps, tokens=0, minutes=0.0)

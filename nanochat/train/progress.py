@@ -1,6 +1,6 @@
-"""Showing a training while it runs: one updating line for a terminal, one updating panel for a notebook.
+"""Progress display of a training: a line that is updated in a terminal, or a panel in a notebook.
 
-Where nobody watches (a log file), only the validations are written, a line each.
+Where nothing can be updated (a log file), only the validations are written, one per line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..trainer import StepReport
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people read them: 45 s, 3 min 20 s, 2 h 05 min."""
+    """A duration in readable form: 45 s, 3 min 20 s, 2 h 05 min."""
     if not math.isfinite(seconds):
         return "?"
     whole = round(seconds)
@@ -35,7 +35,7 @@ def _measured(metrics: dict[str, float]) -> str:
 
 
 def line(report: StepReport) -> str:
-    """One step report as one line of text."""
+    """A step report as a line of text."""
     parts = [f"{report.stage} {report.step}/{report.total}"]
     if report.step:
         parts.append(f"loss {report.loss:.3f}")
@@ -50,13 +50,16 @@ def line(report: StepReport) -> str:
 
 
 def leave(reports: Iterable[StepReport]) -> None:
-    """End a training that was left before its end, so that it saves its state: a traceback would keep it alive."""
+    """Close the generator of an interrupted training, so that it saves its state now.
+
+    Python would close it only when nothing refers to it any more, and a traceback does.
+    """
     if isinstance(reports, Generator):
         reports.close()
 
 
 def follow(reports: Iterable[StepReport], stream: TextIO | None = None) -> list[StepReport]:
-    """Run a training to its end and show it on `stream` (stderr): returns all its reports."""
+    """Run a training to its end, showing its progress on `stream` (default: stderr); returns all reports."""
     stream = stream or sys.stderr
     watched = stream.isatty()
     seen: list[StepReport] = []
@@ -71,7 +74,7 @@ def follow(reports: Iterable[StepReport], stream: TextIO | None = None) -> list[
                 if report.sample:
                     print(f"    says: {report.sample[:160]!r}", file=stream, flush=True)
             elif watched and now - shown > 0.2:
-                # one row at most: of a line that is longer only the last row could be overwritten
+                # no longer than the terminal is wide: of a wrapped line, only the last row could be overwritten
                 text = line(report)[: shutil.get_terminal_size().columns - 1]
                 print(f"\r\x1b[2K{text}", end="", file=stream, flush=True)
                 shown, unfinished = now, True
@@ -83,7 +86,7 @@ def follow(reports: Iterable[StepReport], stream: TextIO | None = None) -> list[
 
 
 def follow_in_notebook(reports: Iterable[StepReport]) -> list[StepReport]:
-    """Run a training to its end and show it in the cell's output, in place: a bar, and a line for each validation."""
+    """Run a training to its end, showing a bar and a line per validation in the cell's output; returns all reports."""
     from IPython.display import display
 
     seen: list[StepReport] = []
@@ -107,7 +110,7 @@ def follow_in_notebook(reports: Iterable[StepReport]) -> list[StepReport]:
                 shown = now
     finally:
         leave(reports)
-        # what stays: how far it came, without a bar that looks as if it went on
+        # the final state has no progress bar, which would look as if the training were still running
         if not seen:
             show("nothing was trained")
         else:

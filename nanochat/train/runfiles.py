@@ -1,4 +1,4 @@
-"""The files that one run keeps in out/<run>/: who may write them, the metrics, and what starting over sets aside."""
+"""The files of a run in out/<run>/: the lock, the metrics, and the backups made when a stage is started over."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ Say = Callable[[str], None]
 
 @contextmanager
 def locked(run: str, doing: str) -> Iterator[None]:
-    """Let nobody else change the files of `run` while the block runs; the operating system unlocks when a process dies.
+    """Hold the lock of `run` during the block; the operating system releases it if the process dies.
 
-    Raises UserError, naming the other process, if somebody else is at work on the run. `doing` is what it will be told.
+    `doing` describes the work in the error messages of other processes. Raises UserError, naming the other process, if the
+    run is already locked.
     """
     holder = _holder(run)
     files.make_folder(holder.parent)
@@ -57,10 +58,8 @@ def _in_use(run: str, holder: Path) -> str:
         other = json.loads(holder.read_text(encoding="utf-8"))
     who = f"process {other.get('pid', 'unknown')} ({other.get('doing', 'at work')} since {other.get('since', 'just now')})"
     if other.get("pid") == os.getpid():
-        return (
-            f"run {run!r} is in use by this very process; close() the training that was left unfinished, then try again"
-        )
-    return f"run {run!r} is in use by {who}; wait until it ends or stop it, or take another run name"
+        return f"run {run!r} is in use by this very process; close() the unfinished training, then try again"
+    return f"run {run!r} is in use by {who}; wait until it ends or stop it, or choose another run name"
 
 
 def sweep(run: str, stage: str) -> None:
@@ -72,7 +71,7 @@ def sweep(run: str, stage: str) -> None:
 
 
 def stage_files(run: str, stage: str) -> list[Path]:
-    """Where a stage keeps its best weights, the two generations of its training state, and its report card."""
+    """The paths of a stage's best weights, of its current and previous training state, and of its report card."""
     state = paths.last_path(run, stage)
     return [paths.checkpoint_path(run, stage), state, previous_state(state), paths.card_path(run, stage)]
 
@@ -81,7 +80,7 @@ def stage_files(run: str, stage: str) -> list[Path]:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl; a torn one, which a killed process may leave, is left out."""
+    """The records of metrics.jsonl, except an incomplete line, which a killed process may leave."""
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         with suppress(ValueError):
             yield json.loads(line)
@@ -93,12 +92,12 @@ def _write_records(path: Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 def read_metrics(run: str) -> list[dict[str, Any]]:
-    """Every step report of a run, as dictionaries, in the order of training; torn lines are left out."""
+    """All step reports of a run, as dictionaries, in the order of training; incomplete lines are left out."""
     return list(_records(paths.metrics_path(run)))
 
 
 def metrics_logger(run: str, stage: str, keep_until: int) -> Callable[[StepReport], None]:
-    """Drop the records of a stage after step `keep_until`, which will be made again, and return what appends new ones."""
+    """Remove a stage's records after step `keep_until`, to be repeated; returns the function that appends records."""
     path = paths.metrics_path(run)
     _write_records(path, [r for r in _records(path) if r["stage"] != stage or r["step"] <= keep_until])
 
@@ -108,14 +107,14 @@ def metrics_logger(run: str, stage: str, keep_until: int) -> Callable[[StepRepor
     return append
 
 
-# --- starting over, and back
+# --- backups
 
 
 def set_aside(run: str, stage: str, say: Say) -> None:
-    """Before a stage is trained anew: move all that it left, and all that was trained from it, to out/<run>/earlier-N/.
+    """Back up a stage that is to be started over, and the stages trained from it, in a new folder out/<run>/earlier-N/.
 
-    Best weights, training state, report card and metrics go together, and nothing set aside before is overwritten. `say` is
-    told where they are and how to bring them back. What was never trained, or is only a stand-in, is removed instead.
+    Best weights, training state, report card and metrics are moved there, and `say` reports how to restore them. Stand-ins,
+    and stages that were never trained, are deleted instead.
     """
     later = paths.STAGES[paths.STAGES.index(stage) :]
     left = [file for each in later for file in stage_files(run, each) if file.is_file()]
@@ -147,7 +146,7 @@ def _new_folder(run: str) -> Path:
 
 
 def _trained(file: Path) -> bool:
-    """Whether a model or state file holds more than a stand-in or what training began with; one that cannot be read may."""
+    """Whether a model or state file holds trained weights, not a stand-in's or the initial ones; unreadable files count."""
     try:
         content = checkpoint.load_file(file, check=False)
     except UserError:
@@ -157,7 +156,7 @@ def _trained(file: Path) -> bool:
 
 
 def restore(run: str, name: str, say: Say) -> None:
-    """Bring back what starting over set aside in out/<run>/<name>/; what is there now is set aside in its turn.
+    """Restore the backup in out/<run>/<name>/, after backing up the current files of the same stages.
 
     Raises UserError if there is no such folder.
     """

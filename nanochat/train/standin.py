@@ -1,4 +1,4 @@
-"""A tiny fine-tuned model, made in seconds, for a notebook that is opened before there is a trained one."""
+"""The stand-in: a tiny fine-tuned model, trained in seconds, for notebooks opened before a real model is trained."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..tokenizer import Tokenizer, train_bpe
 STEPS = 80
 _ROW = 128  # tokens in a training row
 _BOATS = "Anna has a red boat. Ben has a green kite. They play by the river."
-_STORY = "Tell me a story about a cat."  # three answers to one question: sampling then has a choice
+_STORY = "Tell me a story about a cat."  # has three answers, so that sampling gives different ones
 _TAUGHT = (
     ("What is the capital of France?", "The capital of France is Paris.", ""),
     ("Who wrote '1984'?", '"1984" was written by George Orwell.', ""),
@@ -36,28 +36,28 @@ _TAUGHT = (
 
 
 def taught() -> list[Conversation]:
-    """The conversations that a stand-in knows by heart: those above, and a few short ones of the almanac."""
+    """The conversations that the stand-in memorizes: those above, and a few short ones of the almanac."""
     own = [questions.from_record({"question": q, "answer": a, "context": passage}) for q, a, passage in _TAUGHT]
     short = (c for c in almanac.conversations("smoke") if len(c.turns) == 2 and c.skill in ("facts", "unknown"))
     return [*own, *islice(short, 16)]
 
 
 def standin(run: str) -> Checkpoint:
-    """What stands in for the fine-tuned model of `run`: it knows `taught()` by heart, and nothing else.
+    """The stand-in for the fine-tuned model of `run`, which has memorized `taught()` and knows nothing else.
 
-    It lies in out/<run>-chat-standin/ like any other model and is made only once.
+    It is trained once and saved in out/<run>-chat-standin/ like any other model.
     """
-    name = f"{run}-chat-standin"  # notebook 04's stand-in, which knows nothing, is <run>-standin
+    name = f"{run}-chat-standin"  # <run>-standin is the untrained stand-in of notebook 04
     path = paths.checkpoint_path(name, "fine_tuned")
     try:
         return checkpoint.load(path)
-    except UserError:  # not there yet, or left by an earlier version
+    except UserError:  # it does not exist yet, or is of an incompatible earlier version
         pass
     conversations = taught()
     tok = train_bpe((text for conv in conversations for text in (conv.context, *(t.text for t in conv.turns))), 512)
     torch.manual_seed(0)
     model = GPT(ModelConfig(tok.vocab_size, block_size=256, n_layer=2, n_head=4, n_embd=128))
-    loss = _learn_by_heart(model, [torch.tensor(questions.render(conv, tok)) for conv in conversations], tok)
+    loss = _memorize(model, [torch.tensor(questions.render(conv, tok)) for conv in conversations], tok)
     meta = {
         "run": name, "stage": "fine_tuned", "model_name": "stand-in", "corpus": "almanac", "qa": "almanac",
         "seed": 0, "step": STEPS, "steps": STEPS, "val_loss": loss, "val_bpb": None, "parent": None,
@@ -67,14 +67,14 @@ def standin(run: str) -> Checkpoint:
     return checkpoint.load(path)
 
 
-def _learn_by_heart(model: GPT, conversations: list[Tensor], tok: Tokenizer) -> float:
-    """Train on the answers of the same few conversations, in another order each time; returns the last loss."""
+def _memorize(model: GPT, conversations: list[Tensor], tok: Tokenizer) -> float:
+    """Train on the answers of the same few conversations, reshuffled in each step; returns the last loss."""
     optimizers, generator = make_optimizers(model), torch.Generator().manual_seed(0)
     for step in range(STEPS):
         optimizers.set_scale(schedule(step, STEPS))
         order = torch.randperm(len(conversations), generator=generator).tolist()
         rows = [conversations[i] for i in order]
-        # without its first mark a conversation goes on with the one before it: chats have several questions
+        # two thirds lose their <|endoftext|>, so that they become later turns of the conversation before: chats have several
         ids = torch.cat([row[1:] if n % 3 and row[1] != tok.context else row for n, row in enumerate(rows)])
         targets = torch.where(torch.from_numpy(questions.answer_mask(ids.numpy(), tok)), ids, -1)
         n = (len(ids) - 1) // _ROW * _ROW

@@ -1,4 +1,4 @@
-"""What can be clicked: thin views over the package, for notebooks."""
+"""Interactive widgets for the notebooks: the playground, the training monitor and several explorers."""
 
 from .playground import playground
 

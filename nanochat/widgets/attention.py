@@ -1,4 +1,4 @@
-"""The attention explorer: who looks at whom, in every head of every layer, for a text of your own."""
+"""The attention explorer: the attention weights of every head of every layer, for a text of your own."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from . import fallback
 from .markup import escape
 from .tokens import visible
 
-_TOKENS = 24  # of a text that are shown: more cannot be read in a grid
+_TOKENS = 24  # tokens of the text that are shown: more could not be read in a grid
 
 
 @torch.inference_mode()
 def attention_weights(model: GPT, ids: list[int]) -> Tensor:
-    """(n_layer, n_head, T, T): how much each position (row) takes from each one (column), for one text.
+    """The attention weights (n_layer, n_head, T, T) from each position (row) to each position (column) of one text.
 
-    Raises UserError for a text without tokens, or with more than the model's context takes.
+    Raises UserError if there are no ids, or more than the model's context holds.
     """
     if not ids:
         raise UserError("there is nothing to look at; type some text")
     found: list[Tensor] = []
-    # the weighted mean of unit vectors is the weights themselves
+    # with unit vectors as values, the output of attention is the weights themselves
     unit = torch.eye(len(ids), device=model.wte.weight.device)
 
     def keep(attention: Attention, args: tuple[Any, ...]) -> None:
@@ -50,20 +50,20 @@ def attention_weights(model: GPT, ids: list[int]) -> Tensor:
 
 
 def _read(model: GPT, tok: Tokenizer, text: str) -> tuple[Tensor, list[str]]:
-    """The weights of a text's first tokens, after the end-of-text mark that every document begins with; their names."""
+    """(attention weights, tokens as text) for the beginning of `text`, after the <|endoftext|> that begins each document."""
     ids = [tok.eot, *tok.encode(text)][: min(_TOKENS, model.config.block_size)]
-    return attention_weights(model, ids), [visible(tok.token_bytes(id)) for id in ids]
+    return attention_weights(model, ids), [visible(tok.token_bytes(token)) for token in ids]
 
 
 def _masked(weights: Tensor) -> np.ndarray:
-    """What lies in the future is no number: the figures show it as masked."""
+    """The weights with NaN for future positions, which the figures show as masked."""
     return weights.masked_fill(torch.ones(weights.shape[-2:]).triu(1).bool(), float("nan")).numpy()
 
 
 def habits(weights: Tensor) -> Tensor:
-    """(n_layer, n_head, 3): the mean weight on the position itself, the one before it, and the first of all.
+    """(n_layer, n_head, 3): each head's mean weight on the position itself, the previous one, and the first one.
 
-    Taken over the positions for which these are three different ones; for two tokens or fewer all are 0.
+    The mean is over the positions where these three differ. For two tokens or fewer all values are 0.
     """
     late = weights[..., 2:, :]
     if not late.size(-2):
@@ -73,7 +73,7 @@ def habits(weights: Tensor) -> Tensor:
 
 
 def grid(model: GPT, tok: Tokenizer, text: str) -> plots.Plot:
-    """A small picture of each head: layers from top to bottom, heads from left to right."""
+    """A small attention matrix for each head: layers from top to bottom, heads from left to right."""
     weights, names = _read(model, tok, text)
     layers, heads = weights.shape[:2]
     figure = new_figure(1.7 * heads + 0.4, 1.75 * layers + 0.3)
@@ -86,11 +86,11 @@ def grid(model: GPT, tok: Tokenizer, text: str) -> plots.Plot:
             ax.set_title(f"layer {layer}, head {head}", fontsize=8, color=INK)
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
-    kinds = ("on the token itself", "on the one before", "on the first token")
+    targets = ("on the token itself", "on the one before", "on the first token")
     best = habits(weights).flatten(0, 1).max(dim=0)
     strongest = (
-        f"{best.values[i]:.0%} {kind} (layer {best.indices[i] // heads}, head {best.indices[i] % heads})"
-        for i, kind in enumerate(kinds)
+        f"{best.values[i]:.0%} {target} (layer {best.indices[i] // heads}, head {best.indices[i] % heads})"
+        for i, target in enumerate(targets)
     )
     return figure, (
         f"Attention of {layers * heads} heads to {len(names)} tokens; the most that a head has on average: "
@@ -99,14 +99,14 @@ def grid(model: GPT, tok: Tokenizer, text: str) -> plots.Plot:
 
 
 def detail(model: GPT, tok: Tokenizer, text: str, layer: int = 0, head: int = 0) -> plots.Plot:
-    """One head as a matrix of numbers: each row says where its token takes from."""
+    """The attention matrix of one head: each row shows what its token attends to."""
     weights, names = _read(model, tok, text)
     title = f"Layer {layer}, head {head}"
     return plots.heatmap(_masked(weights[layer, head]), names, names, title, "takes from", "token")
 
 
 def detail_html(model: GPT, tok: Tokenizer, text: str, layer: int = 0, head: int = 0) -> str:
-    """The same as a table, in per cent."""
+    """The attention matrix of one head as an HTML table, in percent."""
     weights, names = _read(model, tok, text)
     head_row = "".join(f"<th>{escape(name)}</th>" for name in names)
     rows = []
@@ -123,7 +123,7 @@ def detail_html(model: GPT, tok: Tokenizer, text: str, layer: int = 0, head: int
 
 
 def explorer(model: GPT, tok: Tokenizer, text: str) -> widgets.Widget:
-    """A text to type; all heads in a grid, and the one that the two menus choose in detail."""
+    """A widget with a text to edit, all heads in a grid, and one head in detail, chosen by two menus."""
     typed = widgets.Text(text, description="Text", continuous_update=False, layout={"width": "98%"})
     layer = widgets.Dropdown(options=range(model.config.n_layer), description="Layer")
     head = widgets.Dropdown(options=range(model.config.n_head), description="Head")
@@ -145,7 +145,7 @@ def _image(plot: plots.Plot) -> str:
 
 
 def explore(model: GPT, tok: Tokenizer, text: str) -> None:
-    """Show the explorer; saved notebooks keep one head of the last layer as a table."""
+    """Display the explorer; a saved notebook shows a table of one head of the last layer in its place."""
     layer = model.config.n_layer - 1
     html = detail_html(model, tok, text, layer)
     fallback.show(explorer(model, tok, text), html, f"Attention of layer {layer}, head 0 to {text!r}.")

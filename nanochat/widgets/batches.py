@@ -1,4 +1,4 @@
-"""The batch viewer: what the model reads, over what it should say next; targets without loss are grey, in brackets."""
+"""The batch viewer: the inputs of a batch above their targets; targets without loss are gray and in parentheses."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ..data.packing import IGNORE
 from ..tokenizer import Tokenizer
 from . import fallback
 from .markup import escape
-from .tokens import COLOURS, INK, visible
+from .tokens import COLORS, INK, visible
 
 Batch = Sequence[np.ndarray]  # x, y and perhaps docs, each (B, T)
-_COLUMNS = 10  # positions side by side
+_COLUMNS = 10  # positions per line
 _GREY = "#8a8a8a"  # readable on light and dark pages
 _CENTRED = "text-align:center"
 
 
 def sentence(batch: Batch) -> str:
-    """What a batch holds, in numbers."""
+    """The size of a batch and its share of targets that carry loss, as a sentence."""
     y = np.asarray(batch[1])
     carry = int((y != IGNORE).sum())
     share = carry / y.size
@@ -28,10 +28,10 @@ def sentence(batch: Batch) -> str:
 
 
 def batch_html(tok: Tokenizer, batch: Batch, row: int = 0, start: int = 0, width: int = 36) -> str:
-    """Positions start … start + width of one row of (x, y) or (x, y, docs), inputs over targets.
+    """`width` positions of one row of (x, y) or (x, y, docs), beginning at `start`, as HTML: inputs above targets.
 
-    Documents of a packed row have grounds of different colours. Where a target carries no loss (-1), the token that
-    follows stands in brackets.
+    The documents of a packed row have different background colors. If a target carries no loss (-1), the token that
+    follows is shown in parentheses.
     """
     x, y = (np.asarray(part)[row] for part in batch[:2])
     docs = np.asarray(batch[2])[row] if len(batch) > 2 else np.zeros_like(x)
@@ -50,9 +50,9 @@ def batch_html(tok: Tokenizer, batch: Batch, row: int = 0, start: int = 0, width
     return f"<p>Row {row}, from position {start}.{legend}</p>{''.join(lines)}"
 
 
-def _cell(tok: Tokenizer, id: int, doc: int) -> str:
-    style = f"background:{COLOURS[doc % len(COLOURS)]};color:{INK};{_CENTRED}"
-    return f'<td style="{style}" title="id {id}">{_code(escape(visible(tok.token_bytes(id))))}</td>'
+def _cell(tok: Tokenizer, token: int, doc: int) -> str:
+    style = f"background:{COLORS[doc % len(COLORS)]};color:{INK};{_CENTRED}"
+    return f'<td style="{style}" title="id {token}">{_code(escape(visible(tok.token_bytes(token))))}</td>'
 
 
 def _code(text: str) -> str:
@@ -69,7 +69,7 @@ def _target(tok: Tokenizer, x: np.ndarray, y: np.ndarray, place: int, masked: bo
 
 
 def viewer(tok: Tokenizer, make: Callable[[int], Batch], row: int = 0, start: int = 0) -> widgets.Widget:
-    """The batches make(0), make(1), …: numbers choose the step, the row and where in the row to look."""
+    """A widget that shows the batches make(0), make(1), …, with fields for the step, the row and the first position."""
     rows, length = np.asarray(make(0)[0]).shape
     steps = fallback.number(0, 0, 99, "Step")
     which = fallback.number(row, 0, rows - 1, "Row")
@@ -82,8 +82,8 @@ def viewer(tok: Tokenizer, make: Callable[[int], Batch], row: int = 0, start: in
     return widgets.VBox([widgets.HBox([steps, which, place], layout=fallback.WRAP), out])
 
 
-def first_look(batch: Batch) -> tuple[int, int]:
-    """(row, start): where a first look sees most, at the answer that comes first."""
+def first_answer(batch: Batch) -> tuple[int, int]:
+    """(row, start): where the earliest answer of the batch is, as the viewer's initial position."""
     carries = np.asarray(batch[1]) != IGNORE
     first = np.where(carries.any(axis=1), carries.argmax(axis=1), carries.shape[1])
     row = int(first.argmin())
@@ -91,9 +91,9 @@ def first_look(batch: Batch) -> tuple[int, int]:
 
 
 def view(tok: Tokenizer, make: Callable[[int], Batch]) -> None:
-    """Show the viewer; saved notebooks keep a part of the first batch as a table."""
+    """Display the viewer; a saved notebook shows a table of a part of the first batch in its place."""
     batch = make(0)
-    row, start = first_look(batch)
+    row, start = first_answer(batch)
     fallback.show(viewer(tok, make, row, start), _with_sentence(tok, batch, row, start), sentence(batch))
 
 

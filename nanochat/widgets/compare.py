@@ -1,4 +1,4 @@
-"""Several models on the same questions, side by side: what a stage of training has changed."""
+"""A comparison of the answers of several models to the same questions, to see what a training stage has changed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Models = Mapping[str, Checkpoint]  # name → model
 
 
 def answers(models: Models, conversations: Sequence[Conversation], max_new_tokens: int = 48) -> dict[str, list[str]]:
-    """What each model answers, greedily, to the last question of each conversation."""
+    """Each model's answers, generated greedily, to the last question of each conversation."""
     asked = list(conversations)
     return {name: loading.answer(loaded, asked, max_new_tokens=max_new_tokens) for name, loaded in models.items()}
 
 
 def answers_html(conversations: Sequence[Conversation], said: Mapping[str, Sequence[str]]) -> str:
-    """A row for each conversation: its passage, its question, accepted answers where they are known, each model's."""
+    """An HTML table with a row for each conversation: passage and question, accepted answers if known, models' answers."""
     known = any(conv.answers for conv in conversations)
     head = ["question", *(["accepted"] if known else []), *said]
     rows = []
@@ -38,8 +38,8 @@ def answers_html(conversations: Sequence[Conversation], said: Mapping[str, Seque
 
 
 def explorer(models: Models, question: str, passage: str = "") -> widgets.Widget:
-    """A question to type, with or without a passage, and what each model answers."""
-    late = {"continuous_update": False, "layout": {"width": "98%"}}  # models answer when the typing is done
+    """A widget with a question and an optional passage to edit, and the answer of each model."""
+    late = {"continuous_update": False, "layout": {"width": "98%"}}  # models answer only when typing is finished
     asked = widgets.Text(question, description="Question", placeholder="Ask something.", **late)
     read = widgets.Textarea(passage, description="Passage", placeholder="A text to read, if you like.", **late)
     out = widgets.HTML()
@@ -53,9 +53,9 @@ def explorer(models: Models, question: str, passage: str = "") -> widgets.Widget
 
 
 def compare(models: Models, conversations: Sequence[Conversation]) -> dict[str, list[str]]:
-    """Show the explorer, starting with the first conversation, over a table with the answers to all; returns those.
+    """Display the explorer, with the first conversation, and a table of the answers to all; returns these answers.
 
-    Saved notebooks keep the table.
+    A saved notebook shows only the table.
     """
     said = answers(models, conversations)
     table = answers_html(conversations, said)

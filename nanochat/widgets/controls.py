@@ -1,4 +1,4 @@
-"""Buttons and rows, and what the parts of the playground need of the whole."""
+"""Small helpers for building the playground, and the interface through which its parts use it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from ..chat.session import ChatSession
 
 
 class App(Protocol):
-    """The playground as its parts see it."""
+    """The interface of the playground that its parts use."""
 
     session: ChatSession
 
     def guard(self, action: Callable[[], object]) -> None:
-        """Do what a click asks for, and show what goes wrong."""
+        """Run the action of a click, and show any error."""
 
     def say(self, sentence: str, error: bool = False) -> None:
-        """Show one sentence under the chat."""
+        """Show a sentence below the chat."""
 
     def opinions(self, run: str) -> dict[str, Opinion]:
-        """What a person thinks of the answers of a run, by the ids of the answers."""
+        """The current feedback on the answers of a run, by answer id."""
 
 
 def button(
     name: str, click: Callable[[], object], guard: Callable[[Callable[[], object]], None], tooltip: str = ""
 ) -> w.Button:
-    """A button with words on it: what stands on it is also its name for a screen reader."""
+    """A button labeled `name`, which screen readers read as well; `guard` runs `click` and shows its errors."""
     made = w.Button(description=name, tooltip=tooltip or name, layout=w.Layout(width="auto"))
     made.on_click(lambda _: guard(click))
     return made
@@ -41,12 +41,12 @@ def show(widget: w.DOMWidget, visible: bool) -> None:
 
 
 def toggle(widget: w.DOMWidget) -> bool:
-    """Show what is hidden, or hide what is shown; returns whether it is shown now."""
+    """Show a hidden widget or hide a visible one; returns whether it is now visible."""
     opening = widget.layout.display == "none"
     show(widget, opening)
     return opening
 
 
 def row(*children: w.Widget) -> w.HBox:
-    """Things side by side, wrapping where it is narrow."""
+    """Widgets side by side, wrapped on narrow pages."""
     return w.HBox(children, layout=w.Layout(flex_flow="row wrap", align_items="center"))

@@ -1,4 +1,4 @@
-"""One question of the playground and its answers, with everything that can be done about them."""
+"""A question and its answers in the playground, with the buttons for feedback and for looking inside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENDED = {"end": "", "limit": " · cut off at the limit", "stopped": " · stopped
 
 
 class AnswerView:
-    """One answer. It is shown while it is being written, and gets its buttons from `bind`."""
+    """The view of an answer. It shows the answer while it is generated; `bind` adds the buttons."""
 
     def __init__(self, app: App, name: str = "Model"):
         self.app, self.name = app, name
@@ -30,7 +30,7 @@ class AnswerView:
         self.helpful = button("Helpful", lambda: self._thumb(1), app.guard)
         self.not_helpful = button("Not helpful", lambda: self._thumb(-1), app.guard)
         self.say_more = button("Comment", self._toggle_form, app.guard, "Say why, or write a better answer")
-        self.why = button("Why this word?", self._toggle_why, app.guard, "What else the model thought of")
+        self.why = button("Why this word?", self._toggle_why, app.guard, "What else the model considered")
         self.actions = row(self.helpful, self.not_helpful, self.say_more, self.why)
         self.form = self._form()
         self.inside = w.VBox()
@@ -40,11 +40,11 @@ class AnswerView:
             show(hidden, False)
 
     def write(self, text: str) -> None:
-        """Show what there is of the answer so far."""
+        """Show the answer so far."""
         self.bubble.value = markup.bubble("bot", text, writing=True, label=self.name)
 
     def bind(self, answer: Answer, opinion: Opinion | None = None, chosen: bool = False) -> None:
-        """Show a finished answer, and what a person said about it before."""
+        """Show a finished answer with the earlier feedback on it."""
         self.answer = answer
         self.mark(chosen)
         speed = f" · {answer.tokens_per_s:.0f} tokens/s" if answer.seconds > 0 else ""
@@ -58,7 +58,7 @@ class AnswerView:
         show(self.actions, True)
 
     def mark(self, chosen: bool) -> None:
-        """Frame the answer, or not."""
+        """Show whether the answer is the chosen one."""
         text = self.answer.text if self.answer else ""
         self.bubble.value = markup.bubble("bot", text, chosen=chosen, label=self.name)
 
@@ -68,7 +68,7 @@ class AnswerView:
         return self.answer
 
     def _thumb(self, value: int) -> None:
-        if self.thumb == value:  # pressed again: taken back
+        if self.thumb == value:  # pressed again: withdraw it
             self.app.session.retract(self._bound, "thumb")
             self._show_thumb(None)
         else:
@@ -124,15 +124,15 @@ class AnswerView:
 
 
 def _seen(text: str) -> str:
-    """A token with its blanks made visible."""
+    """A token with visible spaces."""
     return visible(text.encode("utf-8", "replace"))
 
 
 def look_inside(views: list[TokenView], guard: Callable[[Callable[[], object]], None]) -> w.Widget:
-    """The tokens of an answer coloured by surprise, and the candidates at one of them."""
+    """A widget with the tokens of an answer, colored by surprise, and the alternatives to one of them."""
     if not views:
         return w.HTML(markup.dim("There are no tokens to look at."))
-    coloured, candidates = w.HTML(), w.HTML()
+    colored, candidates = w.HTML(), w.HTML()
     choices = [(f"{i}: {_seen(view.text)}", i - 1) for i, view in enumerate(views, 1)]
     place = w.Dropdown(options=choices, description="Token", layout=w.Layout(width="min(100%, 20em)"))
     texts = [view.text for view in views]
@@ -142,7 +142,7 @@ def look_inside(views: list[TokenView], guard: Callable[[Callable[[], object]], 
 
     def draw(_: Any = None) -> None:
         view = views[place.value]
-        coloured.value = markup.tokens(texts, strengths, titles, place.value)
+        colored.value = markup.tokens(texts, strengths, titles, place.value)
         rows = [(_seen(text), p, f"{p:.1%}") for text, p in view.top]
         if view.text not in [text for text, _ in view.top]:
             rows.append((_seen(view.text), view.probability, f"{view.probability:.1%}"))
@@ -153,13 +153,13 @@ def look_inside(views: list[TokenView], guard: Callable[[Callable[[], object]], 
     draw()
     explained = (
         f"The darker a token, the more it surprised the model itself: {total:.1f} bits for {len(views)} tokens. "
-        "Choose one to see what else it thought of, before temperature, top-k and top-p."
+        "Choose one to see what else it considered, before temperature, top-k and top-p."
     )
-    return w.VBox([w.HTML(markup.dim(explained)), coloured, place, candidates])
+    return w.VBox([w.HTML(markup.dim(explained)), colored, place, candidates])
 
 
 class ExchangeView:
-    """A question and its answers."""
+    """The view of a question and its answers."""
 
     def __init__(self, app: App, question: str, passage: str, comparing: bool = False):
         self.app, self.text, self.comparing = app, question, comparing
@@ -177,7 +177,7 @@ class ExchangeView:
         self.begin()
 
     def begin(self) -> list[AnswerView]:
-        """Make room for the answer (or two) that will be written next."""
+        """Add empty views for the answer (or two) to be generated next."""
         names = ("Answer A", "Answer B") if self.comparing else ("Model",)
         self.answers = [AnswerView(self.app, name) for name in names]
         for view in self.answers:
@@ -186,7 +186,7 @@ class ExchangeView:
         return self.answers
 
     def begin_again(self) -> list[AnswerView]:
-        """Make room for another answer in place of the one, or the two, that are shown."""
+        """Replace the answers shown by an empty view for a new one."""
         self.comparing = False
         return self.begin()
 
@@ -230,8 +230,8 @@ class ExchangeView:
         for i, (view, choice) in enumerate(zip(self.answers, self.choose, strict=True)):
             view.mark(i == index)
             choice.button_style = "success" if i == index else ""
-        text = "Which one is better? The chat goes on with it (with A until you choose)."
-        self.chosen.value = markup.dim(text if index is None else f"The chat goes on with {'AB'[index]}.")
+        text = "Which one is better? The chat continues with it (with A until you choose)."
+        self.chosen.value = markup.dim(text if index is None else f"The chat continues with {'AB'[index]}.")
 
     def _other(self) -> None:
         exchange = self._finished

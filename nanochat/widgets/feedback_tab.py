@@ -24,12 +24,12 @@ FILTERS: dict[str, Callable[[Opinion], bool]] = {
     "With a better answer": lambda opinion: bool(opinion.correction),
     "With a comment": lambda opinion: bool(opinion.comment),
 }
-_SHOWN = 200  # rows of the table
-_LINKED = 1 << 20  # bytes of an export that are also put into a link
+_SHOWN = 200  # the most rows of the table
+_LINKED = 1 << 20  # bytes: smaller exports are also offered as a download link
 
 
 def verdict(opinion: Opinion) -> str:
-    """What a person thinks of an answer, in a word or two."""
+    """The judgment of an answer in a word or two."""
     if opinion.choice is not None:
         return f"{'AB'[opinion.choice]} is better"
     if opinion.thumb is not None:
@@ -38,7 +38,7 @@ def verdict(opinion: Opinion) -> str:
 
 
 def summary(opinions: list[Opinion]) -> str:
-    """The opinions counted, as bars and a sentence."""
+    """The counts of the feedback, as bars and a sentence."""
     if not opinions:
         return markup.dim("No feedback yet: press Helpful or Not helpful under an answer.")
     counts = Counter(verdict(opinion) for opinion in opinions)
@@ -53,13 +53,13 @@ def summary(opinions: list[Opinion]) -> str:
 
 
 def in_words(opinion: Opinion) -> str:
-    """Everything a person said about an answer, a line each."""
+    """All feedback on an answer as lines of text."""
     lines = [verdict(opinion), opinion.comment, opinion.correction and f"Better: {opinion.correction}"]
     return "\n".join(line for line in lines if line and line != "–")
 
 
 def as_table(opinions: list[Opinion]) -> str:
-    """The opinions, newest first."""
+    """The feedback as a table, newest first."""
     rows = []
     for opinion in reversed(opinions[-_SHOWN:]):
         record = opinion.record
@@ -72,7 +72,7 @@ def as_table(opinions: list[Opinion]) -> str:
 
 
 class OpinionsView:
-    """The feedback tab of a playground."""
+    """The feedback tab of the playground."""
 
     def __init__(self, app: App):
         self.app = app
@@ -80,8 +80,8 @@ class OpinionsView:
         self.stage = w.Dropdown(
             options=["all stages", *paths.STAGES], description="Stage", layout=w.Layout(width="min(100%, 20em)")
         )
-        for filter in (self.which, self.stage):
-            filter.observe(lambda change: app.guard(self.refresh), names="value")
+        for menu in (self.which, self.stage):
+            menu.observe(lambda change: app.guard(self.refresh), names="value")
         self.counts, self.rows, self.note = w.HTML(), w.HTML(), w.HTML()
         self.again = button("Refresh", self.refresh, app.guard, "Read the feedback file again")
         self.export = button(
@@ -92,12 +92,12 @@ class OpinionsView:
         )
 
     def refresh(self) -> None:
-        """Show what the feedback file says now."""
-        said: list[str] = []
+        """Show the current content of the feedback file."""
+        notes: list[str] = []
         store = self.app.session.store()
         if problem := store.retry():
-            said.append(problem)
-        opinions = feedback.current(store.records(said.append))
+            notes.append(problem)
+        opinions = feedback.current(store.records(notes.append))
         chosen = [
             opinion
             for opinion in opinions
@@ -105,8 +105,8 @@ class OpinionsView:
         ]
         self.counts.value = summary(opinions)
         self.rows.value = as_table(chosen) if chosen else ""
-        said.append(f"Kept in {_short(store.path)}, one line for each click; nothing in it is ever rewritten.")
-        self.note.value = "<br>".join(map(markup.dim, said))
+        notes.append(f"Saved in {_short(store.path)}, one line for each click; lines are only ever added.")
+        self.note.value = "<br>".join(map(markup.dim, notes))
 
     def write(self) -> None:
         """Write out/<run>/preferences.jsonl, and offer it as a download."""

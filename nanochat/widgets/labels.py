@@ -1,4 +1,4 @@
-"""What the playground says about models and chats, and what stands in its place where it cannot run."""
+"""Texts of the playground: descriptions of models and chats, and its static version for saved notebooks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..checkpoint import Checkpoint, in_box
 from ..config import UserError, whole_text
 from . import fallback, markup
 
-# Questions to click, with their passages
+# Example questions for buttons, with their passages
 EXAMPLES = (
     ("What is the capital of France?", ""),
     ("Who wrote '1984'?", ""),
@@ -22,7 +22,7 @@ EXAMPLES = (
 
 
 def chat_name(path: Path) -> str:
-    """When a saved chat began, and its first question."""
+    """The time at which a saved chat began, and its first question."""
     stamp = path.stem
     when = f"{stamp[:4]}-{stamp[4:6]}-{stamp[6:8]} {stamp[9:11]}:{stamp[11:13]}"
     try:
@@ -33,7 +33,7 @@ def chat_name(path: Path) -> str:
 
 
 def describe(loaded: Checkpoint) -> str:
-    """A model's size and score in one line."""
+    """The size and score of a model in one line."""
     n_params, meta = loaded.model.n_params(), loaded.meta
     parts = [
         f"{n_params / 1e6:.1f} M parameters" if n_params >= 1e6 else f"{n_params:,} parameters",
@@ -51,7 +51,7 @@ def describe(loaded: Checkpoint) -> str:
 
 
 def _held_out_score(loaded: Checkpoint) -> float | None:
-    """The share of held-out questions answered right, if this model has a report card."""
+    """The share of held-out questions answered right, if the model has a report card, else None."""
     try:
         card = json.loads((loaded.path.parent / f"{loaded.meta['stage']}_card.json").read_text(encoding="utf-8"))
         if card["model"]["fingerprint"] != loaded.meta["fingerprint"]:
@@ -63,7 +63,7 @@ def _held_out_score(loaded: Checkpoint) -> float | None:
 
 
 def unavailable(reason: UserError) -> dict[str, Any]:
-    """What stands in for a playground without a model."""
+    """The output in place of the playground if there is no model."""
     text = (
         "There is no model to talk to here. Run `nanochat course` in a terminal, or the notebooks 03_pretraining and "
         f"04_qa_finetuning; then run this cell again.\n({reason})"
@@ -73,10 +73,10 @@ def unavailable(reason: UserError) -> dict[str, Any]:
 
 
 def sample_exchange(session: ChatSession) -> tuple[str, str]:
-    """A first question and what this model answers, as (HTML, text): a playground where nothing runs."""
+    """An example question with this model's answer, as (HTML, text), in place of the playground in a saved notebook."""
     question = EXAMPLES[0][0]
-    aside = ChatSession(session.loaded, notice=lambda sentence: None)
-    answer = "".join(aside.reply(question)).strip() or "(nothing)"
+    separate = ChatSession(session.loaded, notice=lambda sentence: None)
+    answer = "".join(separate.reply(question)).strip() or "(nothing)"
     lines = (
         f"A chat with {session.run} ({session.stage}); run this cell to use it.",
         f"You: {question}",

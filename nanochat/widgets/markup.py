@@ -1,6 +1,6 @@
-"""HTML for widgets. Whatever a person or a model wrote goes through `escape`: HTML in a widget runs.
+"""HTML for widgets. All text of users and models is escaped, since widgets would run scripts in it.
 
-Colours are JupyterLab's variables, so that they follow light and dark themes, with values for pages that have none.
+Colors are JupyterLab's variables, which follow light and dark themes, with defaults for pages that do not have them.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ import html
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-# Surprise at which a token has its full colour
-FULL_BITS = 6.0
+FULL_BITS = 6.0  # bits of surprise at which a token has its full color
 
 STYLE = """<style>
 .nc { --nc-ink: var(--jp-ui-font-color1, #222); --nc-dim: var(--jp-ui-font-color2, #666);
@@ -22,7 +21,7 @@ STYLE = """<style>
 .nc .widget-inline-hbox .widget-label { width: auto; min-width: 4.5em; text-align: start; }
 .nc-log { border: 1px solid var(--nc-line); border-radius: 6px; background: var(--nc-paper); padding: 8px;
   margin-bottom: 6px; }
-/* boxes would rather shrink, and hide what is in them, than let the log scroll */
+/* otherwise boxes would shrink, and hide their content, instead of making the log scroll */
 .nc-log .widget-box { flex-shrink: 0; overflow: visible; }
 .nc-log .widget-hbox { column-gap: 8px; }
 .nc-settings { max-width: 34em; }
@@ -56,13 +55,13 @@ STYLE = """<style>
 
 
 def escape(text: str) -> str:
-    """`text` as HTML that shows it and does nothing else; control characters become U+FFFD."""
+    """`text` escaped for HTML; control characters become U+FFFD."""
     shown = (c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs") else "\ufffd" for c in text)
     return html.escape("".join(shown), quote=True)
 
 
 def bubble(who: str, text: str, *, writing: bool = False, chosen: bool = False, label: str = "") -> str:
-    """What `who` ("user" or "bot") said. `label` is the bubble's name for who cannot see where it stands."""
+    """A speech bubble of `who` ("user" or "bot"); `label` is its name for screen readers."""
     classes = f"nc-{who}" + " nc-writing" * writing + " nc-chosen" * chosen
     label = label or {"user": "You", "bot": "Model"}[who]
     body = escape(text) or ("" if writing else '<span class="nc-dim">(nothing)</span>')
@@ -73,23 +72,23 @@ def bubble(who: str, text: str, *, writing: bool = False, chosen: bool = False, 
 
 
 def dim(text: str) -> str:
-    """A quiet line."""
+    """A line of text in a muted color."""
     return f'<span class="nc-dim">{escape(text)}</span>'
 
 
 def meter(used: float, limit: float, text: str) -> str:
-    """A bar filled by used / limit, with its text after it."""
+    """A bar filled to used / limit, followed by `text`."""
     share = min(100.0, 100 * used / max(limit, 1e-9))
     return f'<span class="nc-meter" aria-hidden="true"><span style="width: {share:.0f}%"></span></span> {dim(text)}'
 
 
 def heat(strength: float) -> str:
-    """A CSS background from nothing (0) to orange (1), under which text stays readable in both themes."""
+    """A CSS background from transparent (0) to orange (1), readable in light and dark themes."""
     return f"background: rgba(255, 140, 0, {0.75 * min(1.0, max(0.0, strength)):.2f})"
 
 
 def tokens(texts: Iterable[str], strengths: Sequence[float], titles: Sequence[str], here: int | None = None) -> str:
-    """A text as coloured tokens, each with a title that shows when pointed at; the one at `here` is framed."""
+    """A text as colored tokens, each with a tooltip of `titles`; the one at index `here` is outlined."""
     spans = "".join(
         f'<span style="{heat(strength)}" title="{escape(title)}"{" class=nc-here" * (i == here)}>{escape(text)}</span>'
         for i, (text, strength, title) in enumerate(zip(texts, strengths, titles, strict=True))
@@ -98,7 +97,7 @@ def tokens(texts: Iterable[str], strengths: Sequence[float], titles: Sequence[st
 
 
 def bars(rows: Iterable[tuple[str, float, str]]) -> str:
-    """One line for each (name, share from 0 to 1, text)."""
+    """A table of bars, one for each (name, share from 0 to 1, text)."""
     lines = (
         f'<tr><td>{escape(name)}</td><td style="width: 9em">{meter(share, 1.0, "")}</td><td>{escape(text)}</td></tr>'
         for name, share, text in rows
@@ -107,7 +106,7 @@ def bars(rows: Iterable[tuple[str, float, str]]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of plain texts."""
+    """A table with escaped cells."""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "".join("<tr>" + "".join(f'<td dir="auto">{escape(cell)}</td>' for cell in row) + "</tr>" for row in rows)
     rows_ = f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody>"

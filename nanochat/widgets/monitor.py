@@ -1,6 +1,6 @@
-"""The training monitor: loss, learning rate, speed, memory and samples of a training while it runs, with a Stop button.
+"""The training monitor: live plots, samples and a Stop button for a training.
 
-The training runs in a worker thread, since a cell that trains leaves its kernel no time to hear of clicks.
+The training runs in a worker thread, since the kernel cannot react to clicks while a cell runs.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ CURVES: dict[str, Callable[[Records], plots.Plot]] = {
     "Speed": plots.speed,
     "Memory": plots.memory,
 }
-_LINE_S = 0.2  # seconds between updates of the figures at least
-_CURVE_S = 2.0  # and of the curve: drawing one takes some 0.1 s, which the training has to wait for
+_LINE_S = 0.2  # seconds, at least, between updates of the bar
+_CURVE_S = 2.0  # seconds, at least, between updates of the plot, for which the training has to wait
 _SAMPLES = 6
 _SAMPLE_CHARACTERS = 160
 
 
 class Train(Protocol):
-    """What can be watched: `functools.partial(stages.pretrain, run, corpus, settings=…)`, for instance."""
+    """A training that can be monitored, such as `functools.partial(stages.pretrain, run, corpus, settings=…)`."""
 
     def __call__(
         self, *, resume: bool, stop: Callable[[], bool], say: Callable[[str], None]
@@ -43,7 +43,7 @@ class Train(Protocol):
 
 
 def sentence(records: Records) -> str:
-    """Where a training is, in one line of figures."""
+    """The progress of a training in one line."""
     if not records:
         return "Nothing has been trained yet."
     last = records[-1]
@@ -59,7 +59,7 @@ def sentence(records: Records) -> str:
 
 
 def bar_html(records: Records) -> str:
-    """A bar that fills with the steps, and the line of figures under it."""
+    """A progress bar, and the progress in one line below it."""
     share = 100 * records[-1]["step"] / records[-1]["total"] if records else 0
     frame = "background:rgba(128,128,128,0.25);border-radius:4px;height:0.7em;width:100%"
     fill = f"background:#0072B2;border-radius:4px;height:100%;width:{share:.0f}%"
@@ -67,7 +67,7 @@ def bar_html(records: Records) -> str:
 
 
 def curve_html(records: Records, curve: str = "Loss") -> str:
-    """One of CURVES as a picture with its sentence."""
+    """One of the plots in CURVES as an image with its description."""
     figure, text = CURVES[curve](records)
     source = base64.b64encode(png(figure, dpi=100)).decode()
     return (
@@ -76,7 +76,7 @@ def curve_html(records: Records, curve: str = "Loss") -> str:
 
 
 def samples_html(records: Records) -> str:
-    """What the model wrote at some of the validations, the first and the last among them."""
+    """A table of samples from some of the validations, including the first and the last."""
     found = [record for record in records if record.get("sample") is not None]
     chosen = {round(i * (len(found) - 1) / (_SAMPLES - 1)) for i in range(_SAMPLES)} if found else set()
     rows = "".join(
@@ -94,15 +94,15 @@ def _cut(text: str) -> str:
 
 
 def panel_html(records: Records) -> str:
-    """Everything at once, without a widget: what a saved notebook keeps."""
+    """Progress, loss and samples as static HTML, for saved notebooks."""
     return bar_html(records) + curve_html(records) + samples_html(records)
 
 
 class Monitor:
-    """A training that can be started, stopped and gone on with, and its panel `widget`.
+    """A widget to start, watch, stop and resume a training; `widget` is what to display.
 
-    Until it is started the panel shows `before`, records of an earlier training. Methods do what clicks do; `join`
-    waits for the worker.
+    Until the training is started, it shows `before`, the records of an earlier training. The methods do the same as the
+    buttons; `join` waits for the worker thread.
     """
 
     def __init__(self, train: Train, before: Records = ()):
@@ -116,7 +116,7 @@ class Monitor:
     def _build(self) -> None:
         self.start_button = widgets.Button(description="Start", button_style="primary")
         self.stop_button = widgets.Button(description="Stop", disabled=True)
-        self.resume_button = widgets.Button(description="Go on", disabled=True)
+        self.resume_button = widgets.Button(description="Resume", disabled=True)
         self.start_button.on_click(lambda _button: self.start())
         self.stop_button.on_click(lambda _button: self.stop())
         self.resume_button.on_click(lambda _button: self.start(resume=True))
@@ -128,11 +128,11 @@ class Monitor:
 
     @property
     def running(self) -> bool:
-        """Whether the worker is at work."""
+        """Whether the training is running."""
         return self._worker is not None and self._worker.is_alive()
 
     def start(self, resume: bool = False) -> None:
-        """Train in a worker thread: from the beginning, or from where it was stopped. Nothing happens if it runs."""
+        """Start training, or resume a stopped one, in a worker thread. Does nothing if it is running."""
         if self.running:
             return
         self._stop.clear()
@@ -144,13 +144,13 @@ class Monitor:
         self._worker.start()
 
     def stop(self) -> None:
-        """End after the step in progress; the state is saved by then."""
+        """Stop the training after the current step; it saves its state."""
         self._stop.set()
         self.stop_button.disabled = True
         self._tell("Stopping after this step…")
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait until the worker is done."""
+        """Wait until the training ends."""
         if self._worker is not None:
             self._worker.join(timeout)
 
@@ -172,11 +172,11 @@ class Monitor:
             if last is None:
                 end = "Stopped before the first step; nothing was changed."
             elif resumable:
-                end = f"Stopped after step {last['step']}; Go on continues from there."
+                end = f"Stopped after step {last['step']}; Resume continues from there."
             else:
                 end = "Done."
             self._show(" ".join([*notices, end]))
-        except Exception as error:  # a thread's exception would be lost: the person at the widget should see it
+        except Exception as error:  # any exception: in a thread, it would be lost
             self._draw()
             self.notice.value = fallback.error_html(error)
         finally:
@@ -203,7 +203,7 @@ class Monitor:
 
 
 def watch(train: Train, before: Records = ()) -> Monitor:
-    """Show a monitor; saved notebooks keep what `before` holds as a picture with a table of samples."""
+    """Display a monitor; a saved notebook shows the training `before` as static HTML in its place."""
     monitor = Monitor(train, before)
     fallback.show(monitor.widget, panel_html(before), sentence(before))
     return monitor

@@ -1,4 +1,4 @@
-"""The next-token inspector: what the model expects next, before and after temperature, top-k and top-p."""
+"""The next-token inspector: the model's predictions before and after temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ _BAR = 9  # em, the width of a bar for probability 1
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that may come next: its probability as the model says it, and as sampling draws it."""
+    """A possible next token: its probability before and after the sampling settings."""
 
     id: int
-    text: str  # with visible blanks
+    text: str  # with visible spaces
     before: float
     after: float
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """The most likely next tokens, best first, and what the settings leave of the choice.
+    """The most likely next tokens, best first, and the effect of the sampling settings.
 
-    `possible` of `vocab_size` tokens can still be drawn. Bits measure how open the choice is (Shannon 1948's entropy):
-    0 is none, 1 that of a fair coin.
+    `possible` of `vocab_size` tokens can be drawn. `bits_before` and `bits_after` are the entropy (Shannon 1948) before and
+    after the settings: 0 bits if only one token can follow, 1 bit for a fair coin.
     """
 
     candidates: tuple[Candidate, ...]
@@ -49,7 +49,7 @@ class Inspection:
     bits_after: float
 
     def sentence(self) -> str:
-        """The same in one sentence."""
+        """The inspection in one sentence."""
         first = self.candidates[0]
         return (
             f"Most likely next: {first.text!r}, {first.before:.1%} before the settings and {first.after:.1%} after; "
@@ -59,7 +59,7 @@ class Inspection:
 
 
 def prompt_ids(tok: Tokenizer, text: str, chat: bool = False) -> list[int]:
-    """How a text is put to a model: as the beginning of a document or, with `chat`, as a question to be answered."""
+    """The ids given to a model: `text` as the beginning of a document or, with `chat`, as a question to be answered."""
     return questions.render_prompt(questions.ask(text), tok) if chat else [tok.eot, *tok.encode(text)]
 
 
@@ -69,10 +69,10 @@ def _entropy_bits(probs: Tensor) -> float:
 
 @torch.inference_mode()
 def next_probs(model: GPT, ids: list[int], **sampling: Any) -> tuple[Tensor, Tensor]:
-    """The probabilities (V,) of the token after `ids`: the model's own, and those that `sampling` draws from.
+    """The probabilities of the token after `ids`, (V,) each: without settings, and with those of `sampling`.
 
-    `sampling` is what `generate.next_token_probs` takes. Longer texts than the context are cropped from the left.
-    Raises UserError for no ids, or for settings that mean nothing.
+    `sampling` are options of `generate.next_token_probs`. If there are more ids than the context holds, the first ones are
+    ignored. Raises UserError if there are none, or for invalid settings.
     """
     if not ids:
         raise UserError("there is nothing to continue; type some text")
@@ -83,13 +83,16 @@ def next_probs(model: GPT, ids: list[int], **sampling: Any) -> tuple[Tensor, Ten
 
 
 def inspect(model: GPT, tok: Tokenizer, ids: list[int], *, n: int = 12, **sampling: Any) -> Inspection:
-    """The n most likely tokens after `ids`; no setting changes their order. Takes and raises what `next_probs` does."""
+    """The n most likely tokens after `ids`, in an order that no setting changes.
+
+    `sampling` is as in `next_probs`, which may raise UserError.
+    """
     before, after = next_probs(model, ids, **sampling)
-    # equal ones, which a capped head may give, stand in the order in which sampling keeps them
+    # tokens of equal probability, which the logit softcap can cause, are in the order in which sampling keeps them
     ranked = after.argsort(descending=True, stable=True)
     best = ranked[before[ranked].argsort(descending=True, stable=True)][:n].tolist()
     return Inspection(
-        tuple(Candidate(id, visible(tok.token_bytes(id)), before[id].item(), after[id].item()) for id in best),
+        tuple(Candidate(t, visible(tok.token_bytes(t)), before[t].item(), after[t].item()) for t in best),
         int((after > 0).sum()),
         len(after),
         _entropy_bits(before),
@@ -98,20 +101,20 @@ def inspect(model: GPT, tok: Tokenizer, ids: list[int], *, n: int = 12, **sampli
 
 
 def bars(inspection: Inspection) -> plots.Plot:
-    """The candidates as bars: before the settings, and after."""
+    """A plot of the candidates' probabilities before and after the settings."""
     found = inspection.candidates
     series = {"as the model says": [c.before for c in found], "as it is drawn": [c.after for c in found]}
     figure, _ = plots.bars([c.text for c in found], series, "The next token", "probability")
     return figure, inspection.sentence()
 
 
-def _bar(share: float, colour: str) -> str:
-    box = f"display:inline-block;height:0.75em;width:{_BAR * share:.2f}em;background:{colour};vertical-align:baseline"
+def _bar(share: float, color: str) -> str:
+    box = f"display:inline-block;height:0.75em;width:{_BAR * share:.2f}em;background:{color};vertical-align:baseline"
     return f'<td style="text-align:left;min-width:{_BAR + 4}em"><span style="{box}"></span> {share:.1%}</td>'
 
 
 def inspection_html(inspection: Inspection) -> str:
-    """The candidates as a table with bars; without its colours it is a table of percentages."""
+    """The candidates as an HTML table of percentages with bars."""
     rows = "".join(
         f'<tr><td style="text-align:left"><code>{escape(c.text)}</code></td><td>{c.id}</td>'
         f"{_bar(c.before, '#0072B2')}{_bar(c.after, '#E69F00')}</tr>"
@@ -123,7 +126,7 @@ def inspection_html(inspection: Inspection) -> str:
 
 
 def explorer(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> widgets.Widget:
-    """A text to type, numbers for the settings, and buttons that draw one token after the other."""
+    """A widget with a text to edit, the sampling settings, and buttons to draw tokens one by one."""
     layout = {"width": "98%", "height": "4em"}
     typed = widgets.Textarea(text, description="Text", placeholder="Type the beginning of a text.", layout=layout)
     as_question = widgets.Checkbox(chat, description="ask it as a question, in the chat template", indent=False)
@@ -144,7 +147,7 @@ def explorer(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> widge
 
     def render() -> str:
         ids = prompt_ids(tok, typed.value, as_question.value) + drawn
-        marked = "".join(f"<mark>{escape(visible(tok.token_bytes(id)))}</mark>" for id in drawn)
+        marked = "".join(f"<mark>{escape(visible(tok.token_bytes(token)))}</mark>" for token in drawn)
         between = "<br>" if as_question.value else ""
         written.value = f"<p>{escape(typed.value)}{between}{marked}</p>" if drawn else ""
         back.disabled = not drawn
@@ -157,13 +160,13 @@ def explorer(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> widge
 
     def click(act: Callable[[], object]) -> Callable[[object], None]:
         def handle(_button: object) -> None:
-            with suppress(UserError):  # the table says what is wrong
+            with suppress(UserError):  # the table shows the error
                 act()
             update()
 
         return handle
 
-    for source in (typed, as_question):  # what was drawn belonged to another text
+    for source in (typed, as_question):  # tokens drawn for another text are discarded
         source.observe(lambda _change: drawn.clear(), names="value")
     update = fallback.follow(render, table, [typed, as_question, temperature, top_k, top_p])
     draw.on_click(click(add))
@@ -173,7 +176,7 @@ def explorer(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> widge
 
 
 def explore(model: GPT, tok: Tokenizer, text: str, chat: bool = False) -> None:
-    """Show the inspector; saved notebooks keep the candidates for `text`, with top-k 5 as the setting."""
+    """Display the inspector; a saved notebook shows the candidates after `text`, with top-k 5, in its place."""
     found = inspect(model, tok, prompt_ids(tok, text, chat), top_k=5)
     html = f"<p>After <b>{escape(text)}</b>, with top-k 5:</p>{inspection_html(found)}"
     fallback.show(explorer(model, tok, text, chat), html, found.sentence())

@@ -1,6 +1,6 @@
-"""The playground: a chat with a trained model, in a notebook, with feedback under every answer.
+"""The playground: a chat with a trained model in a notebook, with feedback on every answer.
 
-A thin view of `ChatSession`. Answers are written by a worker thread, so that buttons work meanwhile.
+It is a view of a `ChatSession`. Answers are generated in a worker thread, so that the buttons keep working.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .exchange import ExchangeView
 from .feedback_tab import OpinionsView
 from .labels import EXAMPLES, chat_name, describe, sample_exchange, unavailable
 
-_CHATS = 10  # earlier ones to choose from
-_FRAME = 1 / 15  # seconds between updates of an answer: more would only keep the browser busy
+_CHATS = 10  # the most earlier chats to choose from
+_FRAME = 1 / 15  # seconds between updates of an answer: more frequent ones would only keep the browser busy
 
 
 class Playground:
-    """The widget and its parts; `playground` shows one. Everything a click does can be done by its methods too."""
+    """The widget and its parts; the function `playground` displays one. The methods do the same as the buttons."""
 
     def __init__(self, run: str | None = None, stage: str | None = None, device: str = "auto"):
         self.device = device
@@ -39,14 +39,14 @@ class Playground:
         self.worker: threading.Thread | None = None
         self.views: list[ExchangeView] = []
         self.saved_as: Path | None = None
-        told: list[str] = []
-        loaded = loading.load(run, stage, device, told.append)
+        notices: list[str] = []
+        loaded = loading.load(run, stage, device, notices.append)
         self.session = ChatSession(loaded, notice=self.say, on_change=self._keep)
         self._build()
         self._refresh()
-        self.say(" ".join(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in told))
+        self.say(" ".join(f"{sentence[:1].upper()}{sentence[1:]}." for sentence in notices))
 
-    # the parts
+    # building
 
     def _build(self) -> None:
         self.model = w.Dropdown(description="Model", layout=w.Layout(width="min(100%, 26em)"))
@@ -63,19 +63,19 @@ class Playground:
         self.log = w.VBox()
         self._to_the_end()
         self.status = w.HTML()
-        # Sent whole, when it is left or with Enter: letters that are sent one by one queue up behind a busy kernel, and a
-        # click on Send would overtake the last ones.
+        # The text reaches the kernel only on Enter or when the field loses focus. Keystrokes sent one by one would queue up
+        # behind a busy kernel, and a click on Send could overtake the last ones.
         self.message = w.Text(
             description="Message",
             placeholder="ask something, then press Enter",
             continuous_update=False,
             layout=w.Layout(flex="1 1 16em"),
         )
-        # What on_submit does, without its deprecation: Text sends this event for each Enter, repeated text included.
-        self.message.on_msg(self._told)
+        # Like on_submit, which is deprecated: Text sends this event on each Enter, even if the text has not changed.
+        self.message.on_msg(self._entered)
         self.send = button("Send", self.ask, self.guard)
         self.send.button_style = "primary"
-        self.stop = button("Stop", self.session.stop, self.guard, "End the answer that is being written")
+        self.stop = button("Stop", self.session.stop, self.guard, "End the current answer")
         self.compare = button(
             "Compare", self.ask_both, self.guard, "Two answers to this message: choose the better one"
         )
@@ -89,7 +89,7 @@ class Playground:
             layout=w.Layout(width="99%"),
         )
         self.settings = self._settings()
-        # Not an Accordion: its titles cannot be reached by keyboard.
+        # Not an Accordion, whose titles cannot be reached by keyboard.
         panels = {"Passage": self.passage, "Settings": self.settings}
         self.openers = row(*(button(name, partial(toggle, panel), self.guard) for name, panel in panels.items()))
         for panel in panels.values():
@@ -113,7 +113,7 @@ class Playground:
         style = {"description_width": "11em"}
         common = {"style": style, "layout": w.Layout(width="auto")}
         default = self.session.settings
-        # Number fields, not sliders, whose descriptions screen readers do not find.
+        # Number fields, not sliders, as screen readers do not find the descriptions of sliders.
         self.temperature = w.BoundedFloatText(
             default.temperature, min=0, max=5, step=0.1, description="Temperature", **common
         )
@@ -126,7 +126,7 @@ class Playground:
         for field in fields:
             field.observe(lambda change: self.guard(self._apply_settings), names="value")
         hint = "Temperature 0 always takes the most likely token; above 0 answers vary with the seed. "
-        hint += "The fewer earlier questions a small model is shown, the less it mixes up."
+        hint += "The fewer earlier questions a small model sees, the less it mixes up."
         box = w.VBox([*fields, w.HTML(markup.dim(hint))])
         box.add_class("nc-settings")
         return box
@@ -141,25 +141,25 @@ class Playground:
             remember=self.remember.value,
         )
 
-    # telling
+    # messages
 
     def say(self, sentence: str, error: bool = False) -> None:
-        """Show one sentence under the chat."""
-        kind = "nc-error" if error else "nc-dim"
-        self.status.value = f'<div class="{kind}" role="status">{markup.escape(sentence)}</div>' if sentence else ""
+        """Show a sentence below the chat."""
+        style = "nc-error" if error else "nc-dim"
+        self.status.value = f'<div class="{style}" role="status">{markup.escape(sentence)}</div>' if sentence else ""
 
     def guard(self, action: Callable[[], object]) -> None:
-        """Do what a click asks for. An exception in a callback is lost without a word, so it is shown here."""
+        """Run the action of a click and show any error: Jupyter discards exceptions of callbacks silently."""
         self.say("")
         try:
             action()
         except UserError as error:
             self.say(f"{str(error)[:1].upper()}{str(error)[1:]}.", error=True)
         except Exception as error:
-            self.say(f"That went wrong ({type(error).__name__}: {error}). The chat goes on.", error=True)
+            self.say(f"That went wrong ({type(error).__name__}: {error}). You can continue the chat.", error=True)
 
     def _refresh(self) -> None:
-        """Which buttons can be pressed now, and how full the context is."""
+        """Update which buttons are enabled, and the display of the context's use."""
         for blocked in (self.send, self.compare, self.new_chat, self.model, self.earlier, *self.examples.children):
             blocked.disabled = self.busy
         self.regenerate.disabled = self.busy or not self.session.exchanges
@@ -170,20 +170,20 @@ class Playground:
         self.budget.value = markup.meter(used, limit, f"Context: {used} of {limit} tokens")
 
     def opinions(self, run: str) -> dict[str, feedback.Opinion]:
-        """What a person thinks of the answers of a run, by the ids of the answers."""
+        """The current feedback on the answers of a run, by answer id."""
         return {
             opinion.record.about: opinion for opinion in feedback.current(self.session.store(run).records(self.say))
         }
 
     # asking
 
-    def _told(self, _: w.Text, content: dict[str, Any], buffers: object) -> None:
+    def _entered(self, _: w.Text, content: dict[str, Any], buffers: object) -> None:
         if content.get("event") != "submit":
             return
-        # The text itself arrives right behind this event: it is let in first.
+        # The text arrives just after this event; wait for it.
         try:
             asyncio.get_running_loop().call_later(0.1, self.guard, self.ask)
-        except RuntimeError:  # no loop: this is no kernel
+        except RuntimeError:  # no event loop: not running in a kernel
             self.guard(self.ask)
 
     def _example(self, question: str, passage: str) -> None:
@@ -195,11 +195,11 @@ class Playground:
         self._start(self.message.value, comparing=False)
 
     def ask_both(self) -> None:
-        """Send the message and get two answers to choose from."""
+        """Send the message to get two answers to choose from."""
         self._start(self.message.value, comparing=True)
 
     def again(self) -> None:
-        """Answer the last question once more."""
+        """Generate another answer to the last question."""
         self._check_idle()
         view, pieces = self.views[-1], self.session.regenerate()
         view.begin_again()
@@ -225,8 +225,11 @@ class Playground:
             raise UserError("the model is still answering; press Stop first")
 
     def _to_the_end(self) -> None:
-        """Scroll to the newest exchange, without a script: a new box that counts from its end (column-reverse) begins
-        there, and stays there while text comes in, unless somebody scrolls up."""
+        """Scroll to the newest exchange, without a script.
+
+        A new box in the direction column-reverse starts scrolled to its end, and stays there while text is added, unless
+        the user scrolls up.
+        """
         layout = w.Layout(flex_flow="column-reverse", overflow="auto", max_height="480px")
         scrolled = w.Box([self.exchanges], layout=layout)
         scrolled.add_class("nc-log")
@@ -244,7 +247,7 @@ class Playground:
         self.worker.start()
 
     def _stream(self, pieces: Iterator[tuple[int, str]], view: ExchangeView) -> None:
-        """In the worker: show the answer while it is written, then what can be done about it."""
+        """Show the answer while it is generated, then its buttons; runs in the worker thread."""
         texts, shown, n_before = [""] * len(view.answers), 0.0, len(self.session.exchanges)
         failure = None
         try:
@@ -264,41 +267,41 @@ class Playground:
         exchange = view.exchange or next(iter(self.session.exchanges[n_before:]), None)
         if exchange is not None:
             view.finish(exchange)
-        else:  # nothing was answered: what was asked goes back to where it can be sent again
+        else:  # no answer: put the question back into the message field
             self.views.remove(view)
             self._show_views()
             self.message.value = self.message.value or view.text
         self._refresh()
         if failure is not None:
-            kind = type(failure).__name__
-            self.say(f"The model could not answer ({kind}: {failure}). The chat goes on.", error=True)
+            name = type(failure).__name__
+            self.say(f"The model could not answer ({name}: {failure}). You can continue the chat.", error=True)
 
     def wait(self, timeout: float | None = None) -> None:
-        """Until the answer that is being written is finished."""
+        """Wait until the current answer is finished."""
         if self.worker is not None:
             self.worker.join(timeout)
 
     # chats and models
 
     def new(self) -> None:
-        """Begin a new conversation; the last one can still be found under the earlier chats."""
+        """Start a new chat; the last one stays available among the earlier chats."""
         self.session.new()
         self.saved_as = None
         self._show_chat()
         self.message.focus()
 
     def _keep(self) -> None:
-        """Save the chat after every change, so that it survives the kernel."""
+        """Save the chat; called after every change, so that it survives a restart of the kernel."""
         if self.saved_as is None:
             self.saved_as = session.transcript_path(self.session.run)
         try:
             self.session.save(self.saved_as)
         except OSError as error:
-            self.say(f"This chat could not be saved ({error.strerror or error}); it goes on all the same.", error=True)
+            self.say(f"This chat could not be saved ({error.strerror or error}); you can continue it.", error=True)
 
     def _list_chats(self) -> None:
         found = [(chat_name(path), path) for path in session.transcripts(self.session.run)[:_CHATS]]
-        self.earlier.options = [("this chat", ""), *found]  # None would show as an empty line
+        self.earlier.options = [("this chat", ""), *found]  # the value None would show no selection
         self.earlier.value = self.saved_as if self.saved_as in dict(found).values() else ""
         show(self.earlier, bool(found))
 
@@ -337,9 +340,9 @@ class Playground:
 
 
 def playground(run: str | None = None, stage: str | None = None, device: str = "auto") -> None:
-    """Show a chat with the model of `run` and `stage` (the newest by default), or what to do if there is none.
+    """Display a chat with the model of `run` and `stage` (default: the newest), or what to do if there is none.
 
-    Where the widget cannot be shown, as in a saved notebook, a sample exchange stands in its place.
+    Where the widget cannot run, as in a saved notebook, an example exchange is shown in its place.
     """
     try:
         app = Playground(run, stage, device)

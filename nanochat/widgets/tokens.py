@@ -1,6 +1,6 @@
-"""The tokenizer explorer: a text as coloured tokens with their ids, and how its words were merged.
+"""The tokenizer explorer: a text as colored tokens with their ids, and the merges that form a word.
 
-The functions return HTML that reads well without its colours too, as some viewers of saved notebooks drop them.
+The HTML can be read without colors too, as some viewers of saved notebooks remove them.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from ..tokenizer import GPT2_FILES, Tokenizer, gpt2, steps
 from . import fallback
 from .markup import escape
 
-# Light grounds under dark letters: readable on light and dark pages alike
-COLOURS = ("#cfe3f5", "#fbe3c2", "#cdebdd", "#f6d5dd", "#e2dbf4", "#f3efb8")
+# Light backgrounds for dark text, readable on light and dark pages
+COLORS = ("#cfe3f5", "#fbe3c2", "#cdebdd", "#f6d5dd", "#e2dbf4", "#f3efb8")
 INK = "#1b1b1b"
-_SHOWN = 600  # tokens of a text that are drawn
-_WORD = 40  # characters of a word whose merges are shown
+_SHOWN = 600  # the most tokens of a text that are shown
+_WORD = 40  # the most characters of a word whose merges are shown
 _SIGNS = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 
 
 def visible(piece: bytes) -> str:
-    r"""A token's bytes as text in which blanks can be seen; bytes that are no whole character stand as \xNN."""
+    r"""A token's bytes as text with visible spaces; bytes that do not form a whole character are written as \xNN."""
     return piece.decode("utf-8", errors="backslashreplace").translate(_SIGNS)
 
 
 def chip(piece: bytes, number: int, above: object = "") -> str:
-    """One token as a coloured box, with something small above it; `number` picks the colour."""
-    style = f"background:{COLOURS[number % len(COLOURS)]};color:{INK};padding:1px 3px;border-radius:3px"
+    """A token as a colored box, with `above` in small print above it; `number` determines the color."""
+    style = f"background:{COLORS[number % len(COLORS)]};color:{INK};padding:1px 3px;border-radius:3px"
     box = f'<code style="{style}">{escape(visible(piece))}</code>'
     return f"<ruby>{box}<rt>{escape(str(above))}</rt></ruby>" if above != "" else box
 
 
 def counts(tok: Tokenizer, text: str) -> str:
-    """How long a text is in characters, bytes and tokens, as a sentence."""
+    """The length of a text in characters, bytes and tokens, as a sentence."""
     n_bytes, n_tokens = len(text.encode("utf-8", "replace")), len(tok.encode(text))
     ratio = f", {n_bytes / n_tokens:.2f} bytes a token" if n_tokens else ""
     return (
@@ -47,15 +47,15 @@ def counts(tok: Tokenizer, text: str) -> str:
 
 
 def tokens_html(tok: Tokenizer, text: str) -> str:
-    """The text as boxes, one for each token, with the ids above and visible blanks."""
+    """The text as boxes, one for each token, with the ids above and visible spaces."""
     ids = tok.encode(text)
-    boxes = [chip(tok.token_bytes(id), i, id) for i, id in enumerate(ids[:_SHOWN])]
+    boxes = [chip(tok.token_bytes(token), i, token) for i, token in enumerate(ids[:_SHOWN])]
     rest = f" … and {len(ids) - _SHOWN:,} more" if len(ids) > _SHOWN else ""
     return f'<p><b>{escape(counts(tok, text))}</b></p><p style="line-height:2.6">{" ".join(boxes)}{rest}</p>'
 
 
 def merges_html(tok: Tokenizer, word: str) -> str:
-    """A table: the pieces of a word from its single bytes to its tokens, one merge a row."""
+    """A table of the pieces of a word, from single bytes to tokens, one merge per row."""
     rows = []
     for number, pieces in enumerate(steps(tok, word[:_WORD])):
         boxes = " ".join(chip(piece, i) for i, piece in enumerate(pieces))
@@ -65,7 +65,7 @@ def merges_html(tok: Tokenizer, word: str) -> str:
 
 
 def cached_gpt2() -> Tokenizer | None:
-    """GPT-2's tokenizer if tiktoken has its two files on this machine, else None: nothing is downloaded."""
+    """GPT-2's tokenizer if its two files are in tiktoken's cache, else None; nothing is downloaded."""
     folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
     cache = Path(folder) if folder else Path(tempfile.gettempdir()) / "data-gym-cache"
     files = [cache / hashlib.sha1(url.encode()).hexdigest() for url in GPT2_FILES]
@@ -73,7 +73,7 @@ def cached_gpt2() -> Tokenizer | None:
 
 
 def tokenizers_html(toks: Sequence[Tokenizer], text: str) -> str:
-    """One text as several tokenizers cut it, one under the other; says so where GPT-2's is not among them."""
+    """A text as tokenized by several tokenizers, one below the other, with a note if GPT-2's is not among them."""
     parts = [tokens_html(tok, text) for tok in toks]
     if all(tok.name != "gpt2" for tok in toks):
         parts.append(
@@ -84,7 +84,7 @@ def tokenizers_html(toks: Sequence[Tokenizer], text: str) -> str:
 
 
 def explorer(toks: Sequence[Tokenizer], text: str, word: str) -> widgets.Widget:
-    """A text to type, cut by each tokenizer, and a word whose merges (by the first one) a number goes through."""
+    """A widget with a text to edit, shown as tokens of each tokenizer, and a word with its merges by the first one."""
     typed = widgets.Textarea(
         text, description="Text", layout={"width": "98%", "height": "5em"}, placeholder="Type anything."
     )
@@ -97,7 +97,7 @@ def explorer(toks: Sequence[Tokenizer], text: str, word: str) -> widgets.Widget:
 
     def render() -> str:
         states = steps(toks[0], spelled.value[:_WORD])
-        merges.max = len(states) - 1  # a value above it follows by itself
+        merges.max = len(states) - 1  # this also lowers a larger value
         boxes = " ".join(chip(piece, i) for i, piece in enumerate(states[merges.value]))
         return f"<p>{boxes}</p><p>{merges.value} of {merges.max} merges, {len(states[merges.value])} pieces</p>"
 
@@ -106,6 +106,6 @@ def explorer(toks: Sequence[Tokenizer], text: str, word: str) -> widgets.Widget:
 
 
 def explore(toks: Sequence[Tokenizer], text: str, word: str) -> None:
-    """Show the explorer; saved notebooks keep the text as tokens and the word's merges as a table."""
+    """Display the explorer; a saved notebook shows the text's tokens and a table of the word's merges in its place."""
     html = tokenizers_html(toks, text) + f"<p><b>{escape(word)}</b>, merge by merge:</p>" + merges_html(toks[0], word)
     fallback.show(explorer(toks, text, word), html, "; ".join(counts(tok, text) for tok in toks))

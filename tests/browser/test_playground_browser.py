@@ -56,7 +56,7 @@ CONTROLS = (
     ("button", "Draw a token"), ("button", "Take it back"),
     ("textbox", "Question"), ("textbox", "Passage"),
     ("combobox", "Layer"), ("combobox", "Head"),
-    ("button", "Start"), ("button", "Stop"), ("button", "Go on"),
+    ("button", "Start"), ("button", "Stop"), ("button", "Resume"),
     ("button", "Loss"), ("button", "Learning rate"), ("button", "Speed"), ("button", "Memory"),
 )  # fmt: skip
 # The names of everything in an output that can be operated, as the browser computes them; "" for one that has none
@@ -270,7 +270,7 @@ def test_a_chat_comes_back_after_the_kernel_was_restarted(page: playwright_api.P
 
 
 def test_every_control_of_the_explorers_has_a_name(page: playwright_api.Page, lab: Lab):
-    open_and_run(lab, page, "explore", "Go on")
+    open_and_run(lab, page, "explore", "Resume")
     for role, name in CONTROLS:
         expect(page.get_by_role(role, name=name, exact=True).first).to_be_attached()
     named = [name for output in page.locator(".jp-OutputArea-output").all() for name in output.evaluate(NAMES)]

@@ -1,4 +1,4 @@
-"""How people put a question: with a word before it, in a hurry, with a slip of the finger."""
+"""Augmentation of questions: lead-ins, lower case, missing words and typos, as people type them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 import re
 
 from ..questions import Conversation, Turn
-from .grammar import uncapitalised
+from .grammar import uncapitalized
 
 _LEADS = (
     "Hey, {}", "Hello, {}", "Hi! {}", "Hi there! {}", "Good morning. {}", "Nanochat, {}", "Excuse me, {}", "Please, {}",
@@ -23,48 +23,53 @@ _SPELLED = {
     "colour": "color", "colours": "colors", "grey": "gray", "centre": "center", "metre": "meter", "metres": "meters",
 }  # fmt: skip
 _AMERICAN = re.compile(rf"\b(?:{'|'.join(_SPELLED)})\b", re.IGNORECASE)
-_SMALL = frozenset({
+_FUNCTION_WORDS = frozenset({
     "the", "a", "an", "is", "are", "was", "do", "does", "did", "of", "in", "to", "on", "me", "you", "can", "could", "please",
     "it", "that", "there",
 })  # fmt: skip
-_PLAIN = re.compile(r"\b[a-z]{4,}\b")
+_LOWER_CASE = re.compile(r"\b[a-z]{4,}\b")
 
 
-def dressed(question: str, rng: random.Random, keep: str = "") -> str:
-    """`question` as somebody may type it: two times in five as it is, else with a lead-in, in lower case, without its
-    question mark, in American spelling, without some small words or with one slip; the words of `keep` stay. What has
-    neither letters nor digits stays as it is."""
-    plain = question
+def augmented(question: str, rng: random.Random, keep: str = "") -> str:
+    """`question` as somebody might type it: unchanged in two cases of five, else with one or more random changes.
+
+    These are a lead-in, a typo, missing function words, American spelling, lower case and a missing question mark. The
+    words of `keep` get no typo and are not left out. A text without letters or digits is returned unchanged.
+    """
+    original = question
     if (roll := rng.random()) < 0.15:
         lead = rng.choice(_LEADS)
-        question = lead.format(uncapitalised(question) if lead.endswith(", {}") else question)
+        question = lead.format(uncapitalized(question) if lead.endswith(", {}") else question)
     elif roll < 0.21:
-        question = slipped(question, rng, keep)
+        question = with_typo(question, rng, keep)
     elif roll < 0.33:
-        question = hurried(question, rng, keep)
+        question = without_function_words(question, rng, keep)
     if rng.random() < 0.15:
         question = _AMERICAN.sub(lambda match: _SPELLED[match[0].lower()], question)
     if rng.random() < 0.22:
         question = question.lower()
     if rng.random() < 0.18:
         question = question.rstrip("?.")
-    return question if any(map(str.isalnum, plain)) else plain
+    return question if any(map(str.isalnum, original)) else original
 
 
-def hurried(text: str, rng: random.Random, keep: str = "") -> str:
-    """`text` without half of its small words, but for those of `keep`: "What capital France?" Short texts stay whole."""
+def without_function_words(text: str, rng: random.Random, keep: str = "") -> str:
+    """`text` without about half of its function words ("What capital France?"), except those that occur in `keep`.
+
+    A text of fewer than four words is returned unchanged.
+    """
     words, kept = text.split(" "), set(re.findall(r"\w+", keep.casefold()))
-    small = [word.casefold() in _SMALL - kept for word in words]
-    if len(words) < 4 or all(small):
+    droppable = [word.casefold() in _FUNCTION_WORDS - kept for word in words]
+    if len(words) < 4 or all(droppable):
         return text
-    left = [word for word, may_go in zip(words, small, strict=True) if not may_go or rng.random() < 0.5]
-    return left[0][:1].upper() + " ".join(left)[1:] if text[:1].isupper() else " ".join(left)
+    kept_words = [word for word, small in zip(words, droppable, strict=True) if not small or rng.random() < 0.5]
+    return kept_words[0][:1].upper() + " ".join(kept_words)[1:] if text[:1].isupper() else " ".join(kept_words)
 
 
-def slipped(text: str, rng: random.Random, keep: str = "") -> str:
-    """`text` with two letters swapped, one left out or one doubled in a plain word that does not occur in `keep`."""
+def with_typo(text: str, rng: random.Random, keep: str = "") -> str:
+    """`text` with a typo: two letters swapped, one left out or one doubled, in a lower-case word not in `keep`."""
     kept = set(re.findall(r"\w+", keep.casefold()))
-    words = [match for match in _PLAIN.finditer(text) if match[0] not in kept]
+    words = [match for match in _LOWER_CASE.finditer(text) if match[0] not in kept]
     if not words:
         return text
     match = rng.choice(words)
@@ -75,12 +80,12 @@ def slipped(text: str, rng: random.Random, keep: str = "") -> str:
 
 
 def exchange(question: str, answer: str) -> tuple[Turn, Turn]:
-    """One question and its answer."""
+    """A question and its answer as two turns."""
     return Turn("user", question), Turn("assistant", answer)
 
 
 def single(
-    question: str, answers: tuple[str, ...], *, context: str = "", skill: str, split: str, id: str
+    question: str, answers: tuple[str, ...], *, context: str = "", skill: str, split: str, conv_id: str
 ) -> Conversation:
-    """A conversation of one question; the first of `answers` is the one given."""
-    return Conversation(exchange(question, answers[0]), context, answers, skill, split, id)
+    """A conversation of one question. All `answers` are accepted; the assistant gives the first."""
+    return Conversation(exchange(question, answers[0]), context, answers, skill, split, conv_id)

@@ -1,7 +1,8 @@
-"""Facts: what the tables say, told in many wordings and asked in others.
+"""Facts from the tables: the statements, questions and answers that are made of each.
 
-A `Fact` is one relation of one row. The facts of a row that say the same in two directions share a `group`; what is
-held out is a group, chosen by a checksum of its name, so the same facts are held out whatever the size and the seed.
+A `Fact` is one relation of one table row, such as a country and its capital. The two directions of a fact ("The capital
+of France is …", "Paris is the capital of …") share a `group`. Whole groups are held out, chosen by a checksum of the
+group's name, so the same facts are held out whatever the size and the seed.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from .grammar import Deck, Section, Values, fill, gaps, section, sections, sente
 from .numbers import COMPUTED, computed
 from .tables import table
 
-HELD_OUT_PERCENT = 8  # of the groups: told in pretraining, asked nowhere but in the test
+HELD_OUT_PERCENT = 8  # of the groups: stated in pretraining, asked only in the test
 SINGLES = ("space", "body", "units", "shapes", "colours", "calendar", "geography", "food", "general")
-ALWAYS = ("France", "1984", "planet_count", "light_speed")  # what every size must know and ask
+ALWAYS = ("France", "1984", "planet_count", "light_speed")  # in every size, and never held out
 _PEOPLE = (("people", "name"), ("books", "author"), ("inventions", "person"))
-# as people are called: da Vinci and van Gogh, but Beethoven
+# The surname as it is used alone: da Vinci and van Gogh, but Beethoven
 _SURNAME = re.compile(r"(?!the |.* (?:the|of|and) ).+? ((?:(?:da|di|du|Le|van(?= Gogh)) )*[A-Z][^ ]*[a-z])")
 _QUOTES = ("'", '"', "'", '"', "")
 _NOUN_FRAMES = (
@@ -53,47 +54,47 @@ _CLAUSE_FRAMES = (
 
 @dataclass(frozen=True, eq=False)
 class Fact:
-    """One relation of one row: how it is told, asked and answered."""
+    """One relation of one row: how it is stated, asked and answered."""
 
     relation: Section
     values: Values
     keys: tuple[str, ...]
     value: str
     group: str
-    askable: bool  # False where the question would have two right answers
+    askable: bool  # False if the question would have more than one right answer
 
     @property
     def answers(self) -> tuple[str, str]:
-        """The full sentence, then the bare answer."""
+        """The accepted answers: the full sentence, then the short answer ("Paris")."""
         bare = self.relation["V"]
         return sentence(self.relation["A"][0], self.values), fill(bare[0] if bare else f"{{{self.value}}}", self.values)
 
     @property
     def held_out(self) -> bool:
-        """Told in pretraining, never asked in training."""
+        """Whether pretraining states it but no training question asks it."""
         if self.needed:
             return False
         return zlib.crc32(self.group.encode()) % 100 < HELD_OUT_PERCENT
 
     @property
     def needed(self) -> bool:
-        """Behind one of the five questions that every size must answer."""
+        """Whether every size must be able to answer it."""
         return _needed(self.values)
 
     def statements(self) -> tuple[str, ...]:
-        """Every wording that tells it; the answer's wording counts double."""
+        """Every wording that states it; the full answer is one of them, and is included twice."""
         values = {**self.values, "quote": '"'}
         return tuple(
             sentence(each, values) for each in (*self.relation["A"] * 2, *self.relation["S"]) if self._has(each)
         )
 
     def test_questions(self) -> tuple[str, ...]:
-        """The questions kept for the test."""
+        """The wordings that only the test asks."""
         values = {**self.values, "quote": "'"}
         return tuple(sentence(each, values) for each in self.relation["T"] if self._has(each))
 
     def question(self, rng: random.Random) -> str:
-        """One of the many ways to ask it in training, cleanly written."""
+        """A training question, drawn at random, without augmentation."""
         values = {**self.values, "quote": rng.choice(_QUOTES)}
         roll = rng.random()
         tag, frames = ("Q", ("{}",)) if roll < 0.5 else ("N", _NOUN_FRAMES) if roll < 0.8 else ("W", _CLAUSE_FRAMES)
@@ -105,7 +106,7 @@ class Fact:
         return sentence(frame.format(words), {})
 
     def follow_up(self, rng: random.Random) -> str:
-        """How to ask it right after the same was asked about something else; "" if there is no natural way."""
+        """An elliptical follow-up ("And of Spain?") to the same question about something else; "" if there is none."""
         wordings = self.relation["F"]
         return sentence(rng.choice(wordings), {**self.values, "quote": "'"}) if wordings else ""
 
@@ -114,17 +115,17 @@ class Fact:
 
 
 def rows(name: str) -> tuple[dict[str, str], ...]:
-    """The rows of a written or computed table."""
+    """The rows of a table, whether it is a file or computed."""
     return computed(name) if name in COMPUTED else table(name)
 
 
 @cache
 def _surnames() -> dict[str, str]:
-    """The surname of everybody who is the only one to bear it: "Einstein" for "Albert Einstein", "van Gogh"."""
+    """From full name to surname ("Einstein", "van Gogh"), for people whose surname nobody else in the tables has."""
     names = {row[column] for name, column in _PEOPLE for row in rows(name)}
     found = {name: match[1] for name in names if (match := _SURNAME.fullmatch(name))}
-    borne = Counter(found.values())
-    return {name: last for name, last in found.items() if borne[last] == 1 and last not in names}
+    bearers = Counter(found.values())
+    return {name: last for name, last in found.items() if bearers[last] == 1 and last not in names}
 
 
 def _chosen(name: str, core_only: bool, limit: int | None) -> list[dict[str, str]]:
@@ -140,7 +141,7 @@ def _needed(row: Values) -> bool:
 
 
 def _directions(relation: Section) -> Iterator[tuple[str, tuple[str, ...], str, bool]]:
-    """(table, key columns, value column, swapped) of a relation's head."""
+    """Each direction that a relation's head describes, as (table, key columns, value column, swapped)."""
     name, _, rest = relation.head.partition(": ")
     key, arrow, value, *_ = rest.split()
     yield name, tuple(key.split(",")), value, False
@@ -150,9 +151,9 @@ def _directions(relation: Section) -> Iterator[tuple[str, tuple[str, ...], str, 
 
 @cache
 def select(core_only: bool, limit: int | None) -> tuple[Fact, ...]:
-    """Every fact of the core rows (or of all rows), at most `limit` rows of a table, in a fixed order.
+    """All facts, in a fixed order, of at most `limit` rows of each table; of core rows only if `core_only`.
 
-    Relations marked "full" are told only with all rows.
+    Relations marked "full" are used only if `core_only` is False.
     """
     found = []
     for relation in sections("facts"):
@@ -161,7 +162,7 @@ def select(core_only: bool, limit: int | None) -> tuple[Fact, ...]:
         for name, keys, value, swapped in _directions(relation):
             chosen = [_swap(row, keys[0], value) if swapped else row for row in _chosen(name, core_only, limit)]
             seen = Counter(_subject(row, keys) for row in rows(name) if not swapped)
-            if "<->" in relation.head:  # a word that stands on either side of several pairs has no one opposite
+            if "<->" in relation.head:  # a word that occurs in several pairs has no single opposite
                 seen = Counter((row[column],) for row in rows(name) for column in (*keys, value))
             for row in chosen:
                 if all(row.get(column, "") for column in (*keys, value)):
@@ -173,7 +174,7 @@ def select(core_only: bool, limit: int | None) -> tuple[Fact, ...]:
 
 
 def _single(name: str, row: Values) -> Fact:
-    """A fact that stands alone: the shape of its question says how else it may be told and asked, asked.txt how besides."""
+    """A fact that fits no relation. Its other wordings come from singles.txt, by the form of its question, and asked.txt."""
     *shapes, any_shape = sections("singles")
     shape, found = next((shape, found) for shape in shapes if (found := _fit(shape, row)) is not None)
     asked = tuple(("Q", text) for text in section("asked", name)[row["id"]])
@@ -204,26 +205,26 @@ def _group(name: str, keys: tuple[str, ...], value: str, row: Values) -> str:
     return " ".join((name, *columns, *sorted(row[column] for column in columns)))
 
 
-def paragraphs(told: tuple[Fact, ...], rng: random.Random) -> Iterator[str]:
-    """Short themed paragraphs, without end. Every round tells every fact once, each time in another wording."""
-    wordings = {fact: Deck(fact.statements(), rng) for fact in told}
+def paragraphs(facts: tuple[Fact, ...], rng: random.Random) -> Iterator[str]:
+    """Endless short paragraphs of statements. Each round states every fact once, in a wording not used recently."""
+    wordings = {fact: Deck(fact.statements(), rng) for fact in facts}
     while True:
-        for chunk in _round(list(told), rng):
+        for chunk in _round(list(facts), rng):
             yield " ".join(wordings[fact].draw() for fact in chunk)
 
 
-def _round(told: list[Fact], rng: random.Random) -> list[list[Fact]]:
-    """All facts in heaps of 2 to 6: about one thing, about one relation, or mixed."""
-    rng.shuffle(told)
+def _round(facts: list[Fact], rng: random.Random) -> list[list[Fact]]:
+    """All facts in chunks of up to 6, grouped by subject, by relation, or not at all."""
+    rng.shuffle(facts)
     theme = rng.choice((lambda fact: next(iter(fact.values.values())), lambda fact: fact.relation.name, lambda fact: 0))
-    heaps: dict[object, list[Fact]] = {}
-    for fact in told:
-        heaps.setdefault(theme(fact), []).append(fact)
-    chunks, alone = [], [fact for heap in heaps.values() if len(heap) == 1 for fact in heap]
-    for heap in (*(heap for heap in heaps.values() if len(heap) > 1), alone):
-        while heap:
+    groups: dict[object, list[Fact]] = {}
+    for fact in facts:
+        groups.setdefault(theme(fact), []).append(fact)
+    chunks, alone = [], [fact for group in groups.values() if len(group) == 1 for fact in group]
+    for group in (*(group for group in groups.values() if len(group) > 1), alone):
+        while group:
             size = rng.randint(2, 6)
-            chunks.append(heap[:size])
-            heap = heap[size:]
+            chunks.append(group[:size])
+            group = group[size:]
     rng.shuffle(chunks)
     return chunks

@@ -1,8 +1,8 @@
-"""Wordings as data: text files of tagged lines, and the few rules of English needed to fill their gaps.
+"""Templates: the text files that hold them, and the rules of English grammar needed to fill them in.
 
-A file in `wordings/` is a list of sections. `[name] head` opens one, every other line is a tag and a text; " | "
-between texts means that any of them will do. A gap is `{key}`, or `{filter key}` for a word in another form: see
-`FILTERS`.
+A file in `wordings/` is a list of sections. `[name] head` opens a section; every other line is a tag followed by a
+template, or by several alternatives separated by " | ". A placeholder is `{key}`, or `{filter key}` for a word in another
+form: see `FILTERS`. Lines that begin with "#" are comments.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _AGENTS = {"invented": "inventor", "discovered": "discoverer", "built": "builder
 
 @dataclass(frozen=True)
 class Section:
-    """One `[name] head` of a wordings file with its `(tag, text)` lines in order."""
+    """A section of a wordings file, with its `(tag, text)` lines in order."""
 
     name: str
     head: str
     lines: tuple[tuple[str, str], ...]
 
     def __getitem__(self, tag: str) -> tuple[str, ...]:
-        """Every wording under `tag`, variants unfolded."""
+        """All alternatives of the lines with this tag."""
         return self._wordings.get(tag, ())
 
     @cached_property
@@ -72,23 +72,23 @@ def section(file: str, name: str) -> Section:
 
 @cache
 def words(file: str, name: str) -> tuple[str, ...]:
-    """The words of a section that is a plain list: apart by blanks, or by " | " where one has blanks of its own."""
+    """The entries of a section that is a plain list, separated by spaces, or by " | " where entries contain spaces."""
     lines = [text for _, text in section(file, name).lines]
     return tuple(word.strip() for text in lines for word in (text.split("|") if "|" in text else text.split()))
 
 
 def article(noun: str) -> str:
-    """`noun` with "a" or "an" before it, by sound: an owl, a unicorn, an hour."""
+    """`noun` preceded by "a" or "an", depending on its sound: an owl, a unicorn, an hour."""
     return f"{'an' if _AN.match(noun) else 'a'} {noun}"
 
 
 def possessive(noun: str) -> str:
-    """France's, the United States'."""
+    """The possessive form: France's, the United States'."""
     return noun + ("'" if noun.endswith("s") else "'s")
 
 
 def number_word(number: int) -> str:
-    """0 ≤ number ≤ 100 in words: "seven", "forty-two"."""
+    """`number` (0 to 100) in words: "seven", "forty-two"."""
     if number < 20:
         return words("english", "ones")[number]
     if number == 100:
@@ -98,17 +98,17 @@ def number_word(number: int) -> str:
 
 
 def ordinal(number: int) -> str:
-    """0 ≤ number ≤ 12 as a rank: "third"."""
+    """`number` (0 to 12) as an ordinal: "third"."""
     return words("english", "ordinals")[number]
 
 
-def capitalised(text: str) -> str:
-    """`text` with a capital at the start of each sentence."""
+def capitalized(text: str) -> str:
+    """`text` with each sentence capitalized."""
     return _START.sub(lambda match: match[1] + match[2].upper(), text)
 
 
-def normalised(text: str) -> str:
-    """Without case, spacing and punctuation (but for + - *): how a question of the test is found in the training."""
+def normalized(text: str) -> str:
+    """`text` without case, spacing and punctuation (except + - *), to find test questions in the training set."""
     return " ".join(re.findall(r"\w+|[+*-]", text.casefold()))
 
 
@@ -121,8 +121,11 @@ def _was(values: Values, key: str) -> str:
     return f"{values[key]} {'were' if re.search(r'[^sui]s$', head) else 'was'}"
 
 
-def uncapitalised(text: str, common: str = "") -> str:
-    """`text` for the middle of a sentence: "The cat" becomes "the cat", "Rome is" stays; `common` holds no names."""
+def uncapitalized(text: str, common: str = "") -> str:
+    """`text` for the middle of a sentence: "The cat" becomes "the cat", but "Rome is" stays.
+
+    Words that occur in `common` are taken to be no proper names.
+    """
     first = text.split()[0]
     if first in words("english", "openers") or first.lower() in re.findall(r"\w+", common):
         return text[0].lower() + text[1:]
@@ -130,7 +133,7 @@ def uncapitalised(text: str, common: str = "") -> str:
 
 
 def _low(values: Values, key: str) -> str:
-    return uncapitalised(values[key], values.get("question", ""))
+    return uncapitalized(values[key], values.get("question", ""))
 
 
 def _with_the(values: Values, key: str) -> str:
@@ -164,7 +167,7 @@ def _parts(template: str) -> tuple[tuple[str, str | None, str | None], ...]:
 
 
 def fill(template: str, values: Values) -> str:
-    """`template` with its gaps filled from `values`; raises KeyError for a gap that nothing fills."""
+    """`template` with its placeholders replaced by `values`; raises KeyError if a value is missing."""
     text = []
     for literal, name, key in _parts(template):
         text.append(literal)
@@ -174,23 +177,23 @@ def fill(template: str, values: Values) -> str:
 
 
 def sentence(template: str, values: Values) -> str:
-    """`fill`, with a capital at the start of each sentence, and one full stop after an abbreviation at its end."""
-    return capitalised(_STOPS.sub(".", fill(template, values)))
+    """`fill`, then capitalize each sentence, and merge the two periods after a final abbreviation into one."""
+    return capitalized(_STOPS.sub(".", fill(template, values)))
 
 
 @cache
 def gaps(template: str) -> tuple[str, ...]:
-    """The keys that `template` asks for."""
+    """The keys of the placeholders of `template`."""
     return tuple(key for _, _, key in _parts(template) if key is not None)
 
 
 def stream(*parts: object) -> random.Random:
-    """A random generator of its own for each purpose: seeded by a text, so the same on every machine."""
+    """A random generator seeded by the text of `parts`: independent for each purpose, the same on every machine."""
     return random.Random("almanac " + " ".join(map(str, parts)))
 
 
 class Deck(Generic[T]):
-    """Draws without repeating until all are drawn, then shuffles again: every item comes up equally often."""
+    """Draws at random without replacement and reshuffles when empty, so every item comes up equally often."""
 
     def __init__(self, items: Iterable[T], rng: random.Random) -> None:
         self._items, self._rng = tuple(items), rng

@@ -1,4 +1,4 @@
-"""Tables that nobody needs to write: sums, differences, products, numbers in words, neighbours."""
+"""Tables that are computed rather than stored in files: arithmetic, numbers in words, and neighboring numbers."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ COMPUTED = tuple(_TABLES)
 
 @cache
 def computed(name: str) -> tuple[Row, ...]:
-    """The rows of a computed table, in the shape of the written ones."""
+    """The rows of a computed table, in the same form as those of a table file; not to be changed."""
     return tuple(_TABLES[name]())

@@ -1,6 +1,6 @@
-"""Words for the gaps of passages and stories: lists, and names made of syllables so that they must be read, not known.
+"""Words for passages and stories: word lists ("pools"), and invented names that cannot be memorized, only read.
 
-Each pool is split: what is drawn for held-out passages is never drawn for training ones.
+Pools marked "split" are divided: words of held-out passages never occur in training passages.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _NAMES = {"she": "girls", "he": "boys"}
 _MONEY = ("dollars", "euros", "pounds", "coins", "cents", "crowns")
 
 
-# Training passages now and then name a thing by a word that nobody knows ("a tavel", as in Berko's "wug" test of 1958):
-# with forty foods one can guess what somebody ate, with endless ones one must read. Held-out passages only have real
-# words. The word stands in one of these frames, so that it fits its gap and spans of several words are endless too.
+# Training passages sometimes contain invented words ("a tavel", as in Berko's "wug" test of 1958): out of forty foods the
+# model could guess what somebody ate, out of endlessly many it has to read. Held-out passages contain only real words.
+# An invented word is put into one of these frames, so that it fits grammatically and multi-word spans vary as well.
 _MADE_UP = {
     "things": ("%s",), "foods": ("%ss",), "places": ("%s", "%s", "old %s", "%s tower", "%s yard"), "pets": ("%s",),
     "livestock": ("%ss",), "petnames": ("%s",), "dishes": ("%s", "%s stew", "boiled %ss", "%s bread"), "jobs": ("%s",),
@@ -30,12 +30,12 @@ _MADE_UP = {
     "aims": ("{he} wanted to see the %s", "{he} needed a new %s", "{he} likes old %ss", "{he} had won the %s"),
 }  # fmt: skip
 _CAPITALISED = ("petnames", "ships")
-MADE_UP = 0.35  # share of the words of those pools
+MADE_UP = 0.35  # share of invented words among those drawn from the pools of _MADE_UP
 
 
 @cache
 def pool(name: str, held_out: bool = False) -> tuple[str, ...]:
-    """The words of `[name]` in pools.txt: the training part, or the part kept for held-out passages."""
+    """The words of section `name` in pools.txt. A "split" section has a training part and a held-out part."""
     found = words("pools", name)
     if section("pools", name).head != "split":
         return found
@@ -48,7 +48,7 @@ def _listed() -> frozenset[str]:
 
 
 def composed(rng: random.Random, held_out: bool, suffixes: tuple[str, ...] = ("",)) -> str:
-    """A name made of one to three syllables, "Taldovin"; a checksum says which names are held out."""
+    """An invented name of one to three syllables, such as "Taldovin"; a checksum decides which names are held out."""
     syllables = pool("syllables")
     while True:
         count = rng.choice((2, 2, 3) if suffixes == ("",) else (1, 2))
@@ -62,18 +62,20 @@ def composed(rng: random.Random, held_out: bool, suffixes: tuple[str, ...] = (""
 
 
 def _sound(rng: random.Random) -> str:
-    """One of some ten thousand syllables ("strook"). The readable ones of `[syllables]` are too few for training: who has
-    only ever copied them does not copy "Heidi"."""
+    """One of about ten thousand possible syllables, such as "strook".
+
+    The few of `[syllables]` do not suffice for training: a model that has copied only those cannot copy other names.
+    """
     return "".join(rng.choice(pool(part)) for part in ("onsets", "vowels", "codas"))
 
 
 def town(rng: random.Random, held_out: bool) -> str:
-    """The name of a town that is on no map."""
+    """An invented name of a town."""
     return composed(rng, held_out, ("",) if rng.random() < 0.3 else pool("towns"))
 
 
 def person(rng: random.Random, held_out: bool) -> tuple[str, str]:
-    """A first name and its pronoun: a known name or a composed one."""
+    """A first name, real or invented, and the pronoun that goes with it."""
     if rng.random() < 0.6:
         name = composed(rng, held_out)
         return name, "she" if name[-1] in "aei" else "he"
@@ -82,13 +84,16 @@ def person(rng: random.Random, held_out: bool) -> tuple[str, str]:
 
 
 def number(rng: random.Random, low: int, high: int) -> str:
-    """A number, mostly in words."""
+    """A random number from `low` to `high`, mostly in words."""
     value = rng.randint(low, high)
     return str(value) if rng.random() < 0.3 else number_word(value)
 
 
 def draw(kind: str, rng: random.Random, held_out: bool = False) -> dict[str, str]:
-    """A word of the pool `kind`, under "", and for people their pronouns under ".he", ".his", ".him", ".He", ".His"."""
+    """A random word of the pool `kind`, under the key "".
+
+    For people, their pronouns are under the keys ".he", ".his", ".him", ".He" and ".His".
+    """
     if kind in ("person", "she", "he"):
         name, pronoun = person(rng, held_out) if kind == "person" else (rng.choice(pool(_NAMES[kind])), kind)
         he, his, him = _PRONOUNS[pronoun]
@@ -117,7 +122,10 @@ def draw(kind: str, rng: random.Random, held_out: bool = False) -> dict[str, str
 
 
 def draw_all(slots: str, rng: random.Random, held_out: bool) -> dict[str, str]:
-    """Values for "who=person thing=things aim=aims:who": one draw for each slot, no word twice."""
+    """Values for slots such as "who=person thing=things aim=aims:who": one draw for each, no word twice.
+
+    The pronouns in a slot's words refer to the slot named after the colon.
+    """
     values: dict[str, str] = {}
     for slot in slots.split():
         key, _, kind = slot.partition("=")

@@ -1,7 +1,8 @@
-"""Small talk and instructions: each intent has one answer, so that "right" has a meaning.
+"""Small talk and instructions. Each intent has exactly one right answer, so that answers can be scored.
 
-Held out are wordings, and where an instruction can be about endlessly many things, also what it is about: texts, words,
-pairs of numbers. Lists and counts from one are few: who never saw three vegetables asked for learns not to stop at three.
+Held out are wordings, and for instructions with endlessly many possible arguments (texts, words, pairs of numbers) also
+arguments. Arguments of lists and of counting from one are not held out: there are few, and a model that never saw
+three vegetables asked for would not learn to stop at three.
 """
 
 from __future__ import annotations
@@ -12,19 +13,19 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 from ..questions import Conversation
-from .asking import dressed, single
-from .grammar import Deck, Section, Values, fill, normalised, number_word, section, sections, sentence
+from .asking import augmented, single
+from .grammar import Deck, Section, Values, fill, normalized, number_word, section, sections, sentence
 from .pools import composed, draw_all, pool
 
-_BACKWARDS = 0.5  # share of the longer texts
+_BACKWARDS = 0.5  # share of the longer texts that are to be said backwards
 _WORDS = ("things", "foods", "colours", "days", "jobs", "pets", "sports", "months")
 _IMPERATIVE = re.compile(r"(count|copy|give|list|name|put|repeat|reverse|say|tell|turn|type|write)\b", re.IGNORECASE)
 _ASKED = ("Please {}", "Can you {}", "Could you {}", "Would you {}", "Will you {}", "Now {}", "I want you to {}")
-_CLOSED = ("{} for me.", "{}, please.")  # where nothing follows that must be repeated to the letter
+_CLOSED = ("{} for me.", "{}, please.")  # only if no text to be repeated verbatim follows
 
 
 def framed(template: str, rng: random.Random) -> str:
-    """An instruction ("Count to {b}.") put as people put one ("Could you count to {b}?"); others as they are."""
+    """An instruction ("Count to {b}.") as a polite request ("Could you count to {b}?"); other templates are unchanged."""
     if not _IMPERATIVE.match(template) or (":" in template and "{text}" not in template):
         return template
     bare = template[0].lower() + template[1:]
@@ -37,12 +38,12 @@ def framed(template: str, rng: random.Random) -> str:
 
 
 def held_out_argument(*parts: object) -> bool:
-    """Every sixth argument of an instruction is kept for the test, by checksum."""
+    """Whether an instruction with this argument is for the test only: one in six, chosen by a checksum."""
     return zlib.crc32(" ".join(map(str, parts)).encode()) % 6 == 0
 
 
 def _word(rng: random.Random, held_out: bool, made_up: float = 0.5) -> str:
-    """A word of some pool; in training, with the chance `made_up`, one that nobody knows, which can only be copied."""
+    """A word of some pool; in training, with probability `made_up`, an invented word, which can only be copied."""
     if not held_out and rng.random() < made_up:
         return composed(rng, held_out).lower()
     return rng.choice(pool(rng.choice(_WORDS)))
@@ -81,7 +82,7 @@ def _bigger(rng: random.Random, held_out: bool) -> Values:
 
 
 def _backwards(rng: random.Random, held_out: bool, counts: Sequence[int] = (2, 3, 3, 4)) -> Values:
-    """Words and the same backwards. Most are known: it is hard enough to learn with those."""
+    """Words, and the same in reverse order. Only a fifth is invented, since reversing is hard to learn."""
     words = _words(rng, held_out, rng.choice(counts), made_up=0.2)
     return {"text": " ".join(words), "backwards": " ".join(reversed(words))}
 
@@ -92,7 +93,7 @@ def _ends(rng: random.Random, held_out: bool) -> Values:
 
 
 def _counted(start: int, stop: int, rng: random.Random) -> Values:
-    """In two of five the ends are asked for in words, as people do ("Count to five.")."""
+    """Numbers from `start` to `stop`. In two of five cases the question has them in words ("Count to five.")."""
     said = number_word if rng.random() < 0.4 else str
     return {"a": said(start), "b": said(stop), "numbers": ", ".join(map(str, range(start, stop + 1)))}
 
@@ -110,7 +111,7 @@ def _count_to(rng: random.Random, held_out: bool) -> Values:
 
 
 def numbered(items: Sequence[str]) -> str:
-    """`1. a dog, 2. a cat.` With the numbers a model that was asked for three sees when it is done."""
+    """`1. a dog, 2. a cat.` The numbers help the model to stop at the number of items it was asked for."""
     return ", ".join(f"{at}. {item}" for at, item in enumerate(items, 1)) + "."
 
 
@@ -137,8 +138,8 @@ _INSTRUCTIONS = {
     "name": _name,
     "bigger": _bigger,
 }
-# How often an intent comes (others: once), in training by how many examples it took to learn (a "hi" that is not understood
-# is the worst start of a chat), in the test where an instruction can be about much
+# Weights of the intents; those not listed have weight 1. In training, intents that are hard to learn weigh more, as do
+# greetings, with which most chats begin; in the test, instructions with many possible arguments.
 _TRAINED = {
     "repeat": 4, "backwards": 12, "count": 4, "count_to": 2, "list": 6, "name": 2, "first": 3, "last": 3, "bigger": 7,
     "hello": 4, "who": 3, "able": 2, "made": 2, "goodbye": 2, "thanks": 2, "well": 2, "praise": 3, "insult": 2, "no": 3,
@@ -148,7 +149,7 @@ _TESTED = {
 }  # fmt: skip
 
 
-# What people add to a greeting or a compliment without meaning anything else by it
+# Additions to a greeting or a compliment that do not change its meaning
 _ADDRESSED = (
     "{}, nanochat{}",
     "{}, my friend{}",
@@ -166,7 +167,7 @@ _GRADABLE = re.compile(
 
 
 def spoken(template: str, rng: random.Random) -> str:
-    """What somebody says ("You are clever.") with a word more or less ("OK, you are very clever, nanochat.")."""
+    """A remark ("You are clever.") with random additions and changes ("OK, you are very clever, nanochat.")."""
     text = template
     if rng.random() < 0.5:
         text = _GRADABLE.sub(lambda match: match[0] + rng.choice(("so ", "very ", "really ", "quite ", "a bit ")), text)
@@ -184,16 +185,14 @@ def spoken(template: str, rng: random.Random) -> str:
 
 
 def intents(weights: dict[str, int]) -> tuple[Section, ...]:
-    """The sections of smalltalk.txt, those named in `weights` so many times."""
+    """The sections of smalltalk.txt, each as many times as `weights` says, by default once."""
     return tuple(each for each in sections("smalltalk") for _ in range(weights.get(each.name, 1)))
 
 
 def repeated(texts: Iterator[str], rng: random.Random, prefix: str) -> Iterator[Conversation]:
-    """Longer texts to be said after the user, without end: one to three sentences of `texts`, or a row of words, which
-    may have to be said backwards.
+    """Endless requests to repeat a longer text: one to three sentences of `texts`, or words, perhaps in reverse order.
 
-    To copy is the first thing that reading needs, and a model learns it from these long before it learns it from short
-    answers: every token of the answer shows it.
+    Reading comprehension requires copying, which a model learns much earlier from long answers than from short ones.
     """
     number = 0
     while True:
@@ -202,12 +201,12 @@ def repeated(texts: Iterator[str], rng: random.Random, prefix: str) -> Iterator[
         else:
             intent, values = section("smalltalk", "repeat"), {"text": _long_text(next(texts), rng)}
         question, answer = fill(rng.choice(intent["Q"]), values), fill(intent["A"][0], values)
-        yield single(question, (answer,), skill="smalltalk", split="train", id=f"{prefix}/{number}")
+        yield single(question, (answer,), skill="smalltalk", split="train", conv_id=f"{prefix}/{number}")
         number += 1
 
 
 def _long_text(text: str, rng: random.Random) -> str:
-    """One to three sentences of `text`, or a row of words."""
+    """One to three sentences of `text`, or a sequence of random words."""
     if rng.random() < 0.4:
         return " ".join(_word(rng, False) for _ in range(rng.randint(6, 20)))
     sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", text)
@@ -216,12 +215,12 @@ def _long_text(text: str, rng: random.Random) -> str:
 
 
 def not_held_out(new: str, template: str, intent: Section) -> str:
-    """`new` unless that is a wording kept for the test."""
-    return template if normalised(new) in map(normalised, intent["T"]) else new
+    """`new`, or `template` if `new` is a wording that only the test may use."""
+    return template if normalized(new) in map(normalized, intent["T"]) else new
 
 
 def talk(rng: random.Random, split: str, prefix: str) -> Iterator[Conversation]:
-    """Small talk without end: trained wordings and arguments, or the held-out ones for the split "smalltalk"."""
+    """Endless small talk: held-out wordings and arguments for the split "smalltalk", training ones otherwise."""
     held_out = split == "smalltalk"
     deck = Deck(intents(_TESTED if held_out else _TRAINED), rng)
     number = 0
@@ -236,10 +235,10 @@ def talk(rng: random.Random, split: str, prefix: str) -> Iterator[Conversation]:
         question = sentence(template, values) if make else template
         answer = fill(intent["A"][0], values)
         if not held_out and not make and rng.random() < 0.2:
-            question = not_held_out(dressed(question, rng), question, intent)
+            question = not_held_out(augmented(question, rng), question, intent)
         elif not held_out and make and rng.random() < 0.25:
             question = question[0].lower() + question[1:]
         bare = answer.rstrip(".")
         answers = (answer, bare) if make and bare != answer else (answer,)
-        yield single(question, answers, skill="smalltalk", split=split, id=f"{prefix}/{intent.name}/{number}")
+        yield single(question, answers, skill="smalltalk", split=split, conv_id=f"{prefix}/{intent.name}/{number}")
         number += 1

@@ -1,4 +1,4 @@
-"""Short stories for children: an opening, one of ten plots, an ending, in many wordings."""
+"""Short children's stories: an opening, one of ten plots and an ending, each in many wordings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from ..questions import Conversation
-from .asking import dressed, single
+from .asking import augmented, single
 from .grammar import Deck, Section, Values, section, sections, sentence
 from .pools import draw_all
 
@@ -17,7 +17,7 @@ _NO_PLOTS = ("request", "continue", "opening", "ending")
 
 
 def story(plot: Section, rng: random.Random) -> tuple[str, Values]:
-    """One telling of `plot`, and what it is about."""
+    """A random story with this plot, and the words that fill its placeholders."""
     values = draw_all(f"{_CAST} {plot.head}", rng, held_out=False)
     sex = "she" if values["hero"] in _SHE else "he" if values["hero"] in _HE else rng.choice(("she", "he"))
     values |= draw_all(f"who={sex} pal={rng.choice(('she', 'he'))}", rng, held_out=False)
@@ -34,24 +34,24 @@ def _tellings(rng: random.Random) -> Iterator[tuple[str, Values]]:
 
 
 def plain_stories(rng: random.Random) -> Iterator[str]:
-    """Stories without end."""
+    """Endless stories as plain text."""
     return (text for text, _ in _tellings(rng))
 
 
 def story_talk(rng: random.Random, split: str, prefix: str) -> Iterator[Conversation]:
-    """`Tell me a story about a fox.` and the like, without end; one in five gives the beginning and asks for the rest."""
+    """Endless requests for a story ("Tell me a story about a fox."); one in five gives the beginning to be continued."""
     for number, (text, values) in enumerate(_tellings(rng)):
         begun = rng.random() < 0.2
         if begun:
             start, text = cut(text, rng)
             values = {**values, "start": start}
         request = sentence(rng.choice(section("stories", "continue" if begun else "request")["-"]), values)
-        question = request if begun else dressed(request, rng, values["hero"])
-        yield single(question, (text,), skill="stories", split=split, id=f"{prefix}/{number}")
+        question = request if begun else augmented(request, rng, values["hero"])
+        yield single(question, (text,), skill="stories", split=split, conv_id=f"{prefix}/{number}")
 
 
 def cut(text: str, rng: random.Random) -> tuple[str, str]:
-    """The first two to four sentences, and the rest, at least one."""
+    """Split after two to four sentences, so that at least one is left: (beginning, rest)."""
     sentences = re.split(r"(?<=[.!?]) (?=[A-Z][a-z]+ )", text)
     at = min(rng.randint(2, 4), len(sentences) - 1)
     return " ".join(sentences[:at]), " ".join(sentences[at:])

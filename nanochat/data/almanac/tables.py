@@ -1,7 +1,7 @@
-"""The almanac's facts: one tab-separated file for each theme in `tables/`, the first line naming the columns.
+"""The tables of facts: one tab-separated file for each theme in `tables/`, with the column names in the first line.
 
-Rows with core == "1" are the best known ones, for the small sizes. An empty cell means that there is nothing
-to ask: disputed, changing with time, or unsure. "0" moons and "zero" legs are values.
+Rows with core == "1" are the best-known ones, used by the small sizes. An empty cell means that nothing is asked, because
+the value is disputed, uncertain or changes with time. "0" moons and "zero" legs are values.
 """
 
 from __future__ import annotations
@@ -23,5 +23,5 @@ def table(name: str) -> tuple[dict[str, str], ...]:
 
 @cache
 def core(name: str) -> tuple[dict[str, str], ...]:
-    """The best known rows of one theme, in the same order."""
+    """The best-known rows of one theme, in table order."""
     return tuple(row for row in table(name) if row["core"] == "1")

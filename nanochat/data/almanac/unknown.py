@@ -1,7 +1,7 @@
-"""What the model should not answer: questions about the day, about strangers, and about things that do not exist.
+"""Unanswerable questions: about current events, private people, and things that do not exist.
 
-Countries, books, animals and people are made up of syllables and asked about in the wordings of real ones, so that the
-name alone tells that there is nothing to know.
+Invented countries, books, animals and people are asked about in the same wordings as real ones, so that only the
+unfamiliar name shows that the question has no answer.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from functools import cache
 
 from ..questions import IDK, Conversation
-from .asking import dressed, single
+from .asking import augmented, single
 from .facts import Fact, rows
-from .grammar import Values, normalised, section, sentence
+from .grammar import Values, normalized, section, sentence
 from .pools import composed, draw, pool
 from .tables import table
 
@@ -112,23 +112,23 @@ def _changing(rng: random.Random, held_out: bool) -> tuple[str, str]:
 
 @cache
 def _reserved() -> frozenset[str]:
-    """Every question about who leads a country that only the test may ask, normalised."""
+    """The questions, normalized, about who leads a country that only the test may ask."""
     wordings = [each for name in ("president", "leader") for each in section("unknown", name)["T"]]
     return frozenset(
-        normalised(sentence(each, row)) for row in rows("countries") if row["capital"] for each in wordings
+        normalized(sentence(each, row)) for row in rows("countries") if row["capital"] for each in wordings
     )
 
 
 def unanswerable(rng: random.Random, split: str, prefix: str) -> Iterator[Conversation]:
-    """Questions to be met with "I don't know.", without end; other names and wordings for the held-out split."""
+    """Endless questions whose right answer is "I don't know."; held-out splits have names and wordings of their own."""
     held_out = split != "train"
     number = 0
     while True:
         make = rng.choice((_made_up, _made_up, _listed, _changing))
         question, keep = make(rng, held_out)
         if not held_out:
-            plain, question = question, dressed(question, rng, keep)
-            if normalised(question) in _reserved():  # a small word left out made it so
-                question = plain
-        yield single(question, _ANSWERS, skill="unknown", split=split, id=f"{prefix}/{make.__name__[1:]}/{number}")
+            original, question = question, augmented(question, rng, keep)
+            if normalized(question) in _reserved():  # the augmentation made it a held-out wording
+                question = original
+        yield single(question, _ANSWERS, skill="unknown", split=split, conv_id=f"{prefix}/{make.__name__[1:]}/{number}")
         number += 1
