@@ -1,4 +1,4 @@
-# make course | test | test-fast | lab | notebooks | lint      (make alone explains them)
+# make course | test | test-fast | test-pythons | lab | notebooks | lint      (make alone explains them)
 #
 #   PYTHON=python3.12     the Python to make .venv with, 3.10 or later
 #   TORCH_INDEX=URL       take torch from this index and everything else from the usual one. On Linux the usual
@@ -10,14 +10,15 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 WORKERS ?= 2
 
-BIN := .venv/bin
-READY := .venv/.ready
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup course test test-fast lab notebooks lint
+.PHONY: help setup course test test-fast test-pythons lab notebooks lint
 
-# What is installed holds absolute paths, so .venv serves only where it was made: the stamp says where that is.
+# What is installed holds absolute paths, so a venv serves only where it was made: the stamp says where that is.
 HERE := $(shell test "$$(cat $(READY) 2>/dev/null)" = "$(CURDIR)" && echo yes)
 ifneq ($(HERE),yes)
 .PHONY: $(READY)
@@ -38,6 +39,9 @@ test: lint ## lint, then every test
 test-fast: $(READY) ## the tests that take seconds
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not browser and not notebook"
 
+test-pythons: ## the quick tests with each Python from 3.10 to 3.13 on this machine
+	@.ci/pythons
+
 lint: $(READY) ## ruff: rules and format, notebooks included
 	@$(BIN)/ruff check --quiet --output-format concise .
 	@$(BIN)/ruff format --quiet --check .
@@ -55,8 +59,8 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "'$(PYTHON)' is $$($(PYTHON) --version 2>&1); 3.10 or later is needed: make PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "'$(PYTHON)' has no venv; on Debian and Ubuntu: apt install python3-venv" >&2; exit 2; }
-	@echo "setup 1/3: .venv with $$($(PYTHON) --version)"
-	@$(if $(HERE),,$(PYTHON) -m venv --clear .venv)
+	@echo "setup 1/3: $(VENV) with $$($(PYTHON) --version)"
+	@$(if $(HERE),,$(PYTHON) -m venv --clear $(VENV))
 	@echo "setup 2/3: PyTorch (the largest download)"
 	@$(PIP) --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@echo "setup 3/3: everything else"
