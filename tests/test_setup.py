@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -284,6 +285,23 @@ def test_installing_takes_every_data_file_of_the_package_along() -> None:
     }
     there = {path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
     assert {path for path in there if path.suffix != ".py"} <= listed
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
+    source = tmp_path / "source"  # setuptools leaves a build/ beside what it builds
+    shutil.copytree(ROOT / "nanochat", source / "nanochat", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index"]
+    built = subprocess.run([*build, "--wheel-dir", str(tmp_path), str(source)], text=True, capture_output=True)
+    assert built.returncode == 0, built.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+        [metadata] = [archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA")]
+    assert held == {path.relative_to(source).as_posix() for path in (source / "nanochat").rglob("*") if path.is_file()}
+    assert (ROOT / "README.md").read_text(encoding="utf-8") in metadata
 
 
 def test_licence_is_mit() -> None:
