@@ -395,6 +395,16 @@ def test_torch_alone_comes_from_the_index_that_is_named(checkout: Path) -> None:
     assert line.endswith("--no-deps --index-url https://example.org/cpu torch")
 
 
+@pytest.fixture
+def only_path(checkout: Path) -> str:
+    """A PATH without any Python but those that the test puts into shims/ and bin/."""
+    shutil.copytree(ROOT / ".ci", checkout / ".ci")
+    (checkout / "tools").mkdir()
+    for tool in ("bash", "cat", "dirname", "make", "sh"):
+        (checkout / "tools" / tool).symlink_to(str(shutil.which(tool)))
+    return os.pathsep.join(str(checkout / name) for name in ("shims", "bin", "tools"))
+
+
 @pytest.mark.parametrize(
     ("outcomes", "passes"),
     [
@@ -404,15 +414,17 @@ def test_torch_alone_comes_from_the_index_that_is_named(checkout: Path) -> None:
         (["not found", "not found", "not found", "not found"], False),
     ],
 )
-def test_every_python_that_starts_runs_the_quick_tests(checkout: Path, outcomes: list[str], passes: bool) -> None:
-    shutil.copytree(ROOT / ".ci", checkout / ".ci")
+def test_every_python_that_starts_runs_the_quick_tests(
+    checkout: Path, only_path: str, outcomes: list[str], passes: bool
+) -> None:
     for version, outcome in zip(("3.10", "3.11", "3.12", "3.13"), outcomes, strict=True):
-        # pyenv's command for a Python that is not switched on is there, and exits so.
-        program(checkout / "bin" / f"python{version}", "exit 127" if outcome == "not found" else "exit 0")
+        program(checkout / "shims" / f"python{version}", "exit 127")  # pyenv's, for a Python that is not switched on
+        if outcome != "not found":
+            program(checkout / "bin" / f"python{version}", "exit 0")
         pretend_ready(checkout, made_in=checkout, venv=f".venvs/{version}")
         tests = f'echo "{version}: $*"; exit {int(outcome == "failed")}'
         program(checkout / ".venvs" / version / "bin" / "python", tests)
-    done = make(checkout, "test-pythons", PATH=os.pathsep.join([str(checkout / "bin"), os.environ["PATH"]]))
+    done = make(checkout, "test-pythons", PATH=only_path)
     assert (done.returncode == 0) is passes
     assert re.findall(r"^Python [0-9.]+: (.+)$", done.stdout, re.MULTILINE) == outcomes
     ran = re.findall(r"^([0-9.]+): -m pytest .*not slow", done.stdout, re.MULTILINE)
