@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -286,6 +287,23 @@ def test_installing_takes_every_data_file_of_the_package_along() -> None:
     assert {path for path in there if path.suffix != ".py"} <= listed
 
 
+@pytest.mark.slow
+def test_a_wheel_holds_every_file_of_the_package(tmp_path: Path) -> None:
+    source = tmp_path / "source"  # setuptools leaves a build/ beside what it builds
+    shutil.copytree(ROOT / "nanochat", source / "nanochat", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = [sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index"]
+    built = subprocess.run([*build, "--wheel-dir", str(tmp_path), str(source)], text=True, capture_output=True)
+    assert built.returncode == 0, built.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+        [metadata] = [archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA")]
+    assert held == {path.relative_to(source).as_posix() for path in (source / "nanochat").rglob("*") if path.is_file()}
+    assert (ROOT / "README.md").read_text(encoding="utf-8") in metadata
+
+
 def test_licence_is_mit() -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert text.startswith("MIT License") and "nanochat developers" in text
@@ -310,20 +328,27 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def make(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    return subprocess.run(["make", *arguments], cwd=folder, env=outside, text=True, capture_output=True)
+    environment = outside | variables
+    return subprocess.run(["make", *arguments], cwd=folder, env=environment, text=True, capture_output=True)
 
 
-def pretend_ready(folder: Path, made_in: Path) -> None:
-    (folder / ".venv").mkdir()
-    (folder / ".venv" / ".ready").write_text(str(made_in))
-    os.utime(folder / ".venv" / ".ready", (2000, 2000))
+def pretend_ready(folder: Path, made_in: Path, venv: str = ".venv") -> None:
+    (folder / venv).mkdir(parents=True)
+    (folder / venv / ".ready").write_text(str(made_in))
+    os.utime(folder / venv / ".ready", (2000, 2000))
+
+
+def program(path: Path, script: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
 
 
 def test_make_alone_explains_every_target(checkout: Path) -> None:
     explained = make(checkout).stdout
-    for target in ("course", "test", "test-fast", "lab", "notebooks", "lint", "setup"):
+    for target in ("course", "test", "test-fast", "test-pythons", "lab", "notebooks", "lint", "setup"):
         assert re.search(rf"^make {target} +\w", explained, re.MULTILINE), target
 
 
@@ -358,9 +383,7 @@ def test_setup_says_which_python_is_missing(checkout: Path) -> None:
 
 
 def test_setup_says_which_python_is_too_old(checkout: Path) -> None:
-    old = checkout / "old-python"
-    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.1" || exit 1\n')
-    old.chmod(0o755)
+    program(checkout / "old-python", '[ "$1" = --version ] && echo "Python 3.8.1" || exit 1')
     done = make(checkout, "setup", "PYTHON=./old-python")
     assert done.returncode == 2 and "Python 3.8.1; 3.10 or later is needed" in done.stderr
     assert not (checkout / ".venv").exists()
@@ -370,3 +393,46 @@ def test_torch_alone_comes_from_the_index_that_is_named(checkout: Path) -> None:
     commands = make(checkout, "-n", "setup", "TORCH_INDEX=https://example.org/cpu").stdout.splitlines()
     [line] = [line for line in commands if "example.org" in line]
     assert line.endswith("--no-deps --index-url https://example.org/cpu torch")
+
+
+@pytest.fixture
+def only_path(checkout: Path) -> str:
+    """A PATH without any Python but those that the test puts into shims/ and bin/."""
+    shutil.copytree(ROOT / ".ci", checkout / ".ci")
+    (checkout / "tools").mkdir()
+    for tool in ("bash", "cat", "dirname", "make", "sh"):
+        (checkout / "tools" / tool).symlink_to(str(shutil.which(tool)))
+    return os.pathsep.join(str(checkout / name) for name in ("shims", "bin", "tools"))
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "passes"),
+    [
+        (["passed", "passed", "passed", "passed"], True),
+        (["not found", "passed", "not found", "passed"], True),
+        (["passed", "failed", "not found", "passed"], False),
+        (["not found", "not found", "not found", "not found"], False),
+    ],
+)
+def test_every_python_that_starts_runs_the_quick_tests(
+    checkout: Path, only_path: str, outcomes: list[str], passes: bool
+) -> None:
+    for version, outcome in zip(("3.10", "3.11", "3.12", "3.13"), outcomes, strict=True):
+        program(checkout / "shims" / f"python{version}", "exit 127")  # pyenv's, for a Python that is not switched on
+        if outcome != "not found":
+            program(checkout / "bin" / f"python{version}", "exit 0")
+        pretend_ready(checkout, made_in=checkout, venv=f".venvs/{version}")
+        tests = f'echo "{version}: $*"; exit {int(outcome == "failed")}'
+        program(checkout / ".venvs" / version / "bin" / "python", tests)
+    done = make(checkout, "test-pythons", PATH=only_path)
+    assert (done.returncode == 0) is passes
+    assert re.findall(r"^Python [0-9.]+: (.+)$", done.stdout, re.MULTILINE) == outcomes
+    ran = re.findall(r"^([0-9.]+): -m pytest .*not slow", done.stdout, re.MULTILINE)
+    assert len(ran) == len(outcomes) - outcomes.count("not found")
+
+
+def test_each_python_has_a_venv_of_its_own(checkout: Path) -> None:
+    pretend_ready(checkout, made_in=checkout)
+    commands = make(checkout, "-n", "test-fast", "PYTHON=python3.10", "VENV=.venvs/3.10").stdout
+    assert "python3.10 -m venv --clear .venvs/3.10" in commands
+    assert "\n.venvs/3.10/bin/python -m pytest" in commands and ".venv/" not in commands
