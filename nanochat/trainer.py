@@ -8,11 +8,9 @@ a CPU, as if nothing had happened.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from . import devices
 from .config import UserError, positive, unknown
 from .model import GPT
 from .optim import OPTIMIZERS, make_optimizers, schedule
+from .signals import signals_wait
 from .state import save_state
 
 Batch = tuple[Tensor, ...]  # what the loss function takes
@@ -140,38 +139,6 @@ class Task:
     meta: dict[str, Any] = field(default_factory=dict)
     sample: Callable[[GPT], str] | None = None
     log: Callable[[StepReport], None] = lambda report: None
-
-
-@contextmanager
-def _signals_wait(save: Callable[[], None]) -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block has ended, then save and let them act: no half-made update is saved.
-
-    A second signal acts at once. Outside the main thread, where Python takes no signals, nothing is held back.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    waiting: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        waiting.append(number)
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in before.items() if handler is not None}  # None: not set by Python
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield
-    finally:
-        restore()
-    if waiting:
-        save()
-        signal.raise_signal(waiting[0])
 
 
 def as_tensors(arrays: Iterable[np.ndarray]) -> Batch:
@@ -363,11 +330,11 @@ def train(
     del state  # its tensors are not needed any more
     model.train()
     if not resumed:
-        with _signals_wait(lambda: training.save(0)):
+        with signals_wait(lambda: training.save(0)):
             report = training.validate_log_and_save(training.report(0, math.nan))
         yield report
     for done in range(first + 1, settings.steps + 1):
-        with _signals_wait(lambda: training.save(done)):  # noqa: B023 (called in this turn of the loop)
+        with signals_wait(lambda: training.save(done)):  # noqa: B023 (called in this turn of the loop)
             report = training.report(done, training.step(done - 1))
             if done == settings.steps or done % settings.interval == 0:
                 report = training.validate_log_and_save(report)
