@@ -249,7 +249,7 @@ class _Training:
             if devices.out_of_memory(error):
                 raise
             self.say(
-                f"torch.compile does not work here ({type(error).__name__}); training continues without it, more slowly"
+                f"torch.compile does not work here ({type(error).__name__}); training continues uncompiled, more slowly"
             )
             for block in self.model.h:
                 block._compiled_call_impl = None
@@ -369,7 +369,7 @@ FREE = (
     "eval_every",
     "val_batches",
     "compile",
-)  # settings that may change when a run is resumed
+)  # settings that a resume may change
 
 
 def state_settings(state: dict[str, Any]) -> TrainSettings:

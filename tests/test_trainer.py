@@ -597,7 +597,7 @@ def test_where_nothing_can_be_compiled_it_says_so_and_trains_the_same(tmp_path, 
     said = []
     monkeypatch.setattr(torch.nn.Module, "compile", no_compiler)
     got = list(train(fresh(), counting_task(tmp_path), replace(SETTINGS, compile=True), say=said.append))
-    assert said == ["torch.compile does not work here (RuntimeError); training continues without it, more slowly"]
+    assert said == ["torch.compile does not work here (RuntimeError); training continues uncompiled, more slowly"]
     assert steps_of(got) == expected
 
 

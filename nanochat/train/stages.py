@@ -179,9 +179,7 @@ def pretrain(
     paths.new_run(run)
     tokenizer, where = corpus.tokenizer, devices.pick_device(device)
     config = model_config(model, tokenizer.vocab_size, **shape)
-    corpus_files.batch(
-        corpus.train, seed=0, step=0, batch_size=1, block_size=config.block_size
-    )  # raises UserError if the corpus is too short
+    corpus_files.batch(corpus.train, seed=0, step=0, batch_size=1, block_size=config.block_size)  # long enough?
     torch.manual_seed(settings.seed)
     gpt = GPT(config).to(where)
     corpus_files.val_windows(corpus.val, config.block_size, 1)
