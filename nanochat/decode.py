@@ -1,7 +1,7 @@
-"""One more token for each row, fast: what `GPT.trunk` and `GPT.head` compute for a single position behind a cache.
+"""Fast decoding of one token per row: what `GPT.trunk` and `GPT.head` compute for a single position after a cache.
 
-For one position the model's arithmetic takes less time than Python's way to it. So everything that is the same for each
-token is done beforehand, and what the modules' forward functions do is written in one. Why it is done is said in model.py.
+For one position the overhead of Python and PyTorch outweighs the arithmetic. So everything that is the same for each token
+is computed once, and the forward functions of the modules are written out as one. model.py explains the computations.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EPSILON = torch.tensor(torch.finfo(torch.float32).eps)  # that of F.rms_norm
 
 
 def _rms_norm(x: Tensor) -> Tensor:
-    """As `rms_norm` of model.py, of which PyTorch makes seven operations on the CPU: these four take 4 us there, not 6."""
+    """Like `rms_norm` of model.py, in four operations where PyTorch uses seven on the CPU."""
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return rms_norm(x)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
@@ -52,10 +52,10 @@ def _added(layer: nn.Linear) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def decoder(model: GPT, cache: Cache) -> Callable[[Tensor], Tensor]:
-    """The function that reads the next token of each row, ids (B,) → logits (B, V), and adds it to the cache.
+    """Return a function that reads the next token of each row, ids (B,) → logits (B, V), and adds it to the cache.
 
-    The model has filled the cache, which must have room. Call both functions under torch.inference_mode, and make a new one
-    when weights are replaced. Dropout is left out.
+    The model must have filled the cache, which must have room. Call both functions under torch.inference_mode, and make a
+    new decoder when the weights change. There is no dropout.
     """
     config, (_, B, H, capacity, D) = model.config, cache.keys.shape
     C, modern, device, dtype = config.n_embd, config.arch == "modern", cache.keys.device, cache.keys.dtype

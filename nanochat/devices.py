@@ -1,4 +1,4 @@
-"""What this machine computes on, and how fast: device names, number formats, memory, matrix rate."""
+"""The devices of this machine: names, number formats, memory, and the rate of matrix products."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .config import UserError, unknown
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is the GPU where there is one, else the CPU; raises UserError for a device this machine does not have."""
+    """`auto` is the GPU if there is one, else the CPU; raises UserError for a device this machine does not have."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # fails on `meta` too, which holds no numbers
+        torch.zeros(1, device=device).item()  # fails on `meta` too, whose tensors have no values
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise UserError(f"device {name!r} cannot be used here; try device 'auto' or 'cpu'") from error
     return device
@@ -45,8 +45,8 @@ def _seconds(device: torch.device, dtype: torch.dtype, size: int, rounds: int = 
     return best
 
 
-# Instructions that multiply bfloat16 faster than float32, by PyTorch's names for them, and where PyTorch uses them. A
-# processor without any multiplies bfloat16 far more slowly than float32.
+# Instruction sets, by PyTorch's names, with which a processor multiplies bfloat16 faster than float32. Without one of them
+# bfloat16 is far slower.
 _BFLOAT16_INSTRUCTIONS = {"x86_64": ("amx_bf16", "avx512_bf16"), "aarch64": ("bf16", "sve_bf16")}
 
 _FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -54,7 +54,7 @@ FORMAT_VARIABLE = "NANOCHAT_DTYPE"
 
 
 def _cpu_has_bfloat16() -> bool:
-    # new in 2.10; what an earlier PyTorch cannot say is taken for a no
+    # an earlier PyTorch without this function computes in float32
     found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     names = _BFLOAT16_INSTRUCTIONS.get(str(found.get("architecture")), ())
     return sys.platform == "linux" and any(found.get(name) for name in names)
@@ -77,9 +77,9 @@ def _matmul_dtype(kind: str) -> torch.dtype:
 def matmul_dtype(device: torch.device) -> torch.dtype:
     """The number format in which this device multiplies matrices while training.
 
-    bfloat16 where it has instructions for it, else float32; the environment variable NANOCHAT_DTYPE overrules that. The
-    instruction set decides and not a stopwatch, so that two runs on one machine never differ. Raises UserError for a
-    format that does not exist.
+    bfloat16 if the device has instructions for it, else float32; the environment variable NANOCHAT_DTYPE overrides this. It
+    depends on the instruction set, not on a measurement, so that two runs on one machine never differ. Raises UserError for
+    an unknown format.
     """
     return _matmul_dtype(device.type)
 
@@ -98,7 +98,7 @@ def matrix_rate(kind: str, dtype: torch.dtype = torch.float32) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -112,9 +112,9 @@ def memory_mb(device: torch.device) -> tuple[float, float]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of the machine or of its GPU, was too small.
+    """Whether an error means that the memory of the machine or its GPU was too small.
 
-    PyTorch has a type of its own for GPUs only; elsewhere the message has to tell.
+    PyTorch has an exception type for this on GPUs only; elsewhere the message must be read.
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
@@ -123,18 +123,17 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def prepare_device(device: torch.device) -> None:
-    """Choose the settings of this process that make training on `device` faster."""
+    """Apply the process-wide settings that make training on `device` faster."""
     if device.type == "cpu":
         keep_large_blocks()
     elif device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, for what is not multiplied in bfloat16
+        torch.set_float32_matmul_precision("high")  # TF32, for products that are not in bfloat16
 
 
 def keep_large_blocks() -> bool:
-    """Tell glibc to keep freed large blocks instead of giving them back to the kernel after each step.
+    """Make glibc keep freed large blocks instead of returning them to the kernel after each step.
 
-    Measured on two cores: a 6 x 384 model with GPT-2's vocabulary went from 35 % to 64-83 % of the matrix rate. Returns
-    whether the C library took the settings (only glibc knows them).
+    Returns whether the C library accepted the settings, which only glibc knows.
     """
     if not sys.platform.startswith("linux"):
         return False

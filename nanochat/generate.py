@@ -1,7 +1,7 @@
-"""From a model to text: one token after the other, with a key-value cache, in batches or as a stream.
+"""Generation: one token at a time with a key-value cache, in batches or as a stream.
 
-Beyond the context length the window slides: when a row has filled the context, its newest half is computed afresh and
-generation goes on from there, so that the cost per token stays flat.
+Past the context length the window slides: when a row has filled the context, its newest half is read again and generation
+continues from there, so that the cost per token stays constant.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .model import GPT, Cache
 def check_sampling(
     temperature: float, top_k: int | None, top_p: float | None, min_p: float | None, penalty: float = 1.0
 ) -> None:
-    """Raise UserError for sampling settings that mean nothing."""
+    """Raise UserError for invalid sampling settings."""
     if not temperature >= 0:
         raise UserError(f"temperature must be 0 (greedy) or above, not {temperature!r}")
     if top_k is not None and top_k < 1:
@@ -43,21 +43,21 @@ def next_token_probs(
     """logits (B, V) → the probabilities (B, V) that sampling draws from.
 
     Temperature divides the logits (0 puts everything on the largest); then top-k (Fan et al. 2018), top-p (Holtzman et
-    al. 2020) and min-p (Nguyen et al. 2024) each set the less likely ones to zero. Raises UserError for senseless values.
+    al. 2020) and min-p (Nguyen et al. 2024) each set the less likely ones to zero. Raises UserError for invalid values.
     """
     check_sampling(temperature, top_k, top_p, min_p)
     if temperature == 0:
         return torch.zeros_like(logits).scatter_(1, logits.argmax(dim=1, keepdim=True), 1.0)
-    # sums over a whole vocabulary want float64, which Apple's GPU has not
+    # sums over a vocabulary need float64, which Apple's GPU does not have
     exact = logits.float() if logits.device.type == "mps" else logits.double()
-    # the largest becomes 0 first: a temperature near zero would make it infinite, and the softmax NaN
+    # subtract the maximum first: divided by a temperature near zero it would become infinite, and the softmax NaN
     probs = torch.softmax((exact - exact.amax(dim=1, keepdim=True)) / temperature, dim=1)
     if top_k is not None and top_k < probs.size(1):
         probs = probs.masked_fill(probs < probs.topk(top_k).values[:, -1:], 0.0)
     if top_p is not None and top_p < 1:
         ranked, order = probs.sort(dim=1, descending=True)
         before = ranked.cumsum(dim=1) - ranked
-        # the most likely token always stays: nothing comes before it
+        # the most likely token always stays, as nothing comes before it
         beyond = before >= top_p * ranked.sum(dim=1, keepdim=True)
         probs = probs.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), 0.0)
     if min_p is not None:
@@ -100,7 +100,7 @@ def _steps(
     picked = torch.empty(0)
     for made in range(max_new_tokens):
         if cache is None or cache.length == block_size:
-            # only rows that are full themselves slide, so that each gets what it would get without the others
+            # only full rows slide, so that each row gets the same tokens as without the others
             rows = [row if len(row) <= block_size else row[-max(1, block_size // 2) :] for row in rows]
             width = max(map(len, rows))
             padded = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
@@ -110,7 +110,7 @@ def _steps(
             cache = Cache(model.config, len(rows), capacity, device, start, dtype)
             for i, row in enumerate(rows):
                 seen[i, row] = True
-            # the head only reads the last position: the others' logits are not needed
+            # only the last position's logits are needed
             logits = model.head(model.trunk(padded, cache=cache)[:, -1])
             read = decoder(model, cache)
         else:
@@ -145,7 +145,7 @@ def generate(
     """Continue each prompt (lists of token ids, of any lengths) by up to max_new_tokens tokens, all rows in one batch.
 
     Returns the new tokens only, each row up to its first stop token (which is left out). Prompts longer than the context
-    are cropped from the left: their newest block_size tokens are read. Raises UserError for empty prompts or senseless
+    are cropped from the left: their newest block_size tokens are read. Raises UserError for empty prompts or invalid
     sampling settings.
     """
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
@@ -175,7 +175,7 @@ def stream(
     seed: int = 0,
     stop: Collection[int] = (),
 ) -> Iterator[int]:
-    """The tokens that `generate` would return for one prompt, one at a time. Close the iterator to stop early."""
+    """Yield the tokens that `generate` would return for one prompt. Close the iterator to stop early."""
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
     for (token,) in _steps(model, [list(prompt)], max_new_tokens, sampling, repetition_penalty, seed):
         if token in stop:

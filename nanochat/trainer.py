@@ -1,18 +1,16 @@
 """One training loop for every stage: an iterator of step reports that notebooks, widgets and the command line consume.
 
-A run is a pure function of its settings: batches depend on (seed, step) alone, and what else changes from step to step
-(weights, optimizer state, random state, best result) is in the state file. So a run that was killed goes on, bit for bit on
-a CPU, as if nothing had happened.
+A run is a pure function of its settings: batches depend only on (seed, step), and everything else that changes from step to
+step (weights, optimizer state, random state, best result) is in the state file. So a killed run resumes as if it had never
+been interrupted, bit for bit on a CPU.
 """
 
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,20 +23,20 @@ from . import devices
 from .config import UserError, positive, unknown
 from .model import GPT
 from .optim import OPTIMIZERS, make_optimizers, schedule
+from .signals import signals_wait
 from .state import save_state
 
-Batch = tuple[Tensor, ...]  # what the loss function takes
-SAVE_EVERY_S = 60.0  # at most so much training is lost to a killed process, twice as much if it dies while saving
+Batch = tuple[Tensor, ...]  # the arguments of a task's loss after the model
+SAVE_EVERY_S = 60.0  # the most a killed process loses, or twice that if it is killed while saving
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """How to train. Raises UserError for values that cannot work.
 
-    `tokens` and `minutes`, where they are not 0, allow fewer steps than `steps` (budget.py finds out how many: `train`
-    itself goes by `steps` alone). `optimizer` is one of
-    optim.OPTIMIZERS, `lr_scale` multiplies its learning rates. Validation runs before the first
-    step, every `eval_every` steps and after the last.
+    `tokens` and `minutes`, if not 0, limit the training to fewer than `steps` steps; train/budget.py computes how many, and
+    `train` itself uses only `steps`. `optimizer` is one of optim.OPTIMIZERS; `lr_scale` multiplies its learning rates.
+    Validation runs before the first step, every `eval_every` steps, and after the last step.
     """
 
     steps: int
@@ -51,10 +49,10 @@ class TrainSettings:
     decay_from: float = 0.4
     weight_decay: float = 0.0
     optimizer: str = "muon"
-    grad_accum: int = 1  # parts in which a batch goes through the model, one after the other: less memory
+    grad_accum: int = 1  # gradient accumulation: the parts a batch is split into, to save memory
     grad_clip: float = 1.0
     eval_every: int = 0  # 0: ten times in a run
-    val_batches: int = 0  # 0: as many as take a twentieth of the time; chosen once, so that all losses of a run compare
+    val_batches: int = 0  # 0: about 5 % of the time; fixed for a run, so that its losses compare
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -84,11 +82,11 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step did. Step 0 is the validation before the first update.
+    """The result of one optimizer step. Step 0 is the validation before the first update.
 
-    `loss` is in nats per token; times in seconds, `eta_s` with the validations that are still to come; memory in MB; `mfu`
-    is the share of this machine's own matrix rate that training uses. `metrics` holds what the task's validation measured
-    (`val_loss` in nats per token, `val_bpb` in bits per byte, …) and is empty for a step without one.
+    `loss` is in nats per token, times are in seconds (`eta_s` includes the validations to come), memory is in MB. `mfu`,
+    the model FLOPs utilization, is relative to this machine's measured rate of matrix products. `metrics` holds the results
+    of validation (`val_loss` in nats per token, `val_bpb` in bits per byte, …), empty for a step without one.
     """
 
     stage: str
@@ -109,7 +107,7 @@ class StepReport:
     sample: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """As one flat line of metrics.jsonl, without what was not measured (JSON has no NaN)."""
+        """The report as a flat dict for metrics.jsonl, without missing values and NaN, which JSON does not have."""
         values = asdict(self)
         values.update(values.pop("metrics"))
         return {name: value for name, value in values.items() if value is not None and value == value}
@@ -117,14 +115,15 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained: where batches, validation and files come from. One for each stage, made in train/stages.py.
+    """What a stage trains on, how it is validated, and where its files go. The stages' tasks are made in train/stages.py.
 
-    `batch(step)` gives the tensors of a step, `loss(model, *batch)` the sum of their loss in nats and the number of targets
-    it is a sum over, so that parts of a batch average rightly however many targets each has. `validate(model)` gives
-    metrics by name; the smallest `best_by` among them marks the best weights. `identity` says what the state file belongs
-    to (fingerprints): resuming with another one is an error. `save_best(model, report)` writes the best weights,
-    `log(report)` keeps each report; both happen before the state is saved, so that what a killed process did not finish is
-    done again, never left out.
+    - `batch(step)` returns the tensors of a step.
+    - `loss(model, *batch)` returns the summed loss in nats and the number of targets it is a sum over, so that the parts of
+      a batch average correctly whatever their numbers of targets.
+    - `validate(model)` returns metrics by name; the lowest value of the metric `best_by` marks the best weights.
+    - `save_best(model, report)` writes the best weights, `log(report)` a report. Both run before the state is saved, so
+      work that a killed process did not finish is repeated, never skipped.
+    - `identity` (fingerprints) says what the state file belongs to; resuming with a different identity is an error.
     """
 
     stage: str
@@ -136,42 +135,10 @@ class Task:
     identity: dict[str, Any]
     tokens_per_step: int
     best_by: str = "val_loss"
-    head_share: float = 1.0  # of the positions, for which the head is computed
+    head_share: float = 1.0  # share of the positions for which the head is computed
     meta: dict[str, Any] = field(default_factory=dict)
     sample: Callable[[GPT], str] | None = None
     log: Callable[[StepReport], None] = lambda report: None
-
-
-@contextmanager
-def _signals_wait(save: Callable[[], None]) -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block has ended, then save and let them act: no half-made update is saved.
-
-    A second signal acts at once. Outside the main thread, where Python takes no signals, nothing is held back.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    waiting: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        waiting.append(number)
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in before.items() if handler is not None}  # None: not set by Python
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield
-    finally:
-        restore()
-    if waiting:
-        save()
-        signal.raise_signal(waiting[0])
 
 
 def as_tensors(arrays: Iterable[np.ndarray]) -> Batch:
@@ -180,7 +147,7 @@ def as_tensors(arrays: Iterable[np.ndarray]) -> Batch:
 
 
 class _Training:
-    """A training in progress: the model, its optimizers, the best result so far and the clock."""
+    """A training in progress: the model, its optimizers, the best result so far, and timing."""
 
     def __init__(self, model: GPT, task: Task, settings: TrainSettings, say: Callable[[str], None]):
         self.model, self.task, self.settings, self.say = model, task, settings, say
@@ -196,13 +163,13 @@ class _Training:
         self.started = self.saved_at = time.perf_counter()
         self.saved_step = -1
         self.step_seconds: list[float] = []
-        self.scale = 0.0  # of the learning rates, by the schedule
-        self.validation_s = 0.0  # what the last validation took, saving included
+        self.scale = 0.0  # the schedule's factor of the learning rates
+        self.validation_s = 0.0  # duration of the last validation, saving included
 
     # the state file
 
     def restore(self, state: dict[str, Any]) -> int:
-        """Go on from a saved state; returns the number of steps done. Raises UserError if it is of another run."""
+        """Resume from a saved state; returns the number of steps done. Raises UserError if it belongs to another run."""
         check_state(self.task, self.settings, state)
         self.model.load_state_dict(state["model"])
         self.optimizers.load_state_dict(state["optimizers"])
@@ -214,7 +181,7 @@ class _Training:
         return state["step"]
 
     def save(self, step: int) -> None:
-        """Write the state after `step` steps, unless that is done, and keep the one before it as well."""
+        """Write the state after `step` steps, unless it has been written, and keep the previous one as well."""
         path = self.task.state_path
         if path is None or step == self.saved_step:
             return
@@ -230,7 +197,7 @@ class _Training:
         self.saved_step, self.saved_at = step, time.perf_counter()
 
     def save_is_due(self) -> bool:
-        """Whether the state file has become old."""
+        """Whether the last save was SAVE_EVERY_S or more ago."""
         return time.perf_counter() - self.saved_at >= SAVE_EVERY_S
 
     def elapsed_s(self) -> float:
@@ -239,7 +206,7 @@ class _Training:
     # what is done in a step
 
     def step(self, step: int) -> float:
-        """One update; returns the loss of its batch. Raises UserError if that is no number."""
+        """One update; returns the loss of its batch. Raises UserError if the loss is infinite or NaN."""
         begin = time.perf_counter()
         settings = self.settings
         self.scale = schedule(step, settings.steps, settings.warmup, settings.decay_from)
@@ -255,7 +222,7 @@ class _Training:
         return value
 
     def _differentiate(self, batch: Batch) -> Tensor:
-        """Leave the gradients of the mean loss of a batch in the parameters; returns that loss."""
+        """Compute the gradients of a batch's mean loss, leave them in the parameters, and return the loss."""
         total, targets = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for part in zip(*(tensor.chunk(self.settings.grad_accum) for tensor in batch), strict=True):
             with devices.autocast(self.device):
@@ -270,18 +237,20 @@ class _Training:
         return total / targets
 
     def _compile_and_differentiate(self, batch: Batch) -> Tensor:
-        """The first step compiles each block in place, and one compilation serves all layers."""
+        """The first step compiles the blocks in place; they share their code, so it is compiled once for all layers."""
         self.compiles = False
         rng = torch.get_rng_state()
         try:
             for block in self.model.h:
-                if block._compiled_call_impl is None:  # trying out a step has compiled them already
+                if block._compiled_call_impl is None:  # unless the trial steps have compiled it already
                     block.compile()
             return self._differentiate(batch)
-        except Exception as error:  # whatever the compiler throws, training works without it
+        except Exception as error:  # whatever goes wrong in the compiler, training works without it
             if devices.out_of_memory(error):
                 raise
-            self.say(f"torch.compile does not work here ({type(error).__name__}); training goes on without it, slower")
+            self.say(
+                f"torch.compile does not work here ({type(error).__name__}); training continues uncompiled, more slowly"
+            )
             for block in self.model.h:
                 block._compiled_call_impl = None
             self.optimizers.zero_grad()
@@ -291,13 +260,13 @@ class _Training:
     # what is measured
 
     def validate(self, report: StepReport) -> StepReport:
-        """The report with the validation loss; the best weights so far are kept."""
+        """Add the metrics of a validation to the report, and save the weights if they are the best so far."""
         begin = time.perf_counter()
         model, task = self.model, self.task
         was_training = model.training
         model.eval()
-        rng = torch.get_rng_state()  # looking at the model must not change what it does next
-        # other shapes than the steps': compiling for each of them would cost more than it returns
+        rng = torch.get_rng_state()  # validation must not change the training after it
+        # validation batches have other shapes than training batches; compiling for each would not pay off
         stance = torch.compiler.set_stance("force_eager") if self.settings.compile else nullcontext()
         with torch.inference_mode(), stance:
             with devices.autocast(self.device):
@@ -315,9 +284,9 @@ class _Training:
         return report
 
     def report(self, step: int, loss: float) -> StepReport:
-        """What is known after `step` steps."""
+        """The report after `step` steps, without a validation."""
         settings, task = self.settings, self.task
-        # the median of the last steps: one slow step (a compile, a checkpoint) must not spoil the estimate
+        # the median of the last steps, so that one slow step does not distort the estimate
         recent = sorted(self.step_seconds[-20:])
         typical = recent[len(recent) // 2] if recent else math.nan
         to_come = (
@@ -332,7 +301,7 @@ class _Training:
         )  # fmt: skip
 
     def validate_log_and_save(self, report: StepReport) -> StepReport:
-        """What is due at a validation, in the order that a killed process can repeat."""
+        """Validate, log and save, in the order that lets a resumed run repeat what a killed process did not finish."""
         begin = time.perf_counter()
         report = self.validate(report)
         self.task.log(report)
@@ -352,22 +321,22 @@ def train(
 ) -> Generator[StepReport, None, None]:
     """Train `model` (already on its device), yielding a report for step 0 (validation only) and after each step.
 
-    Best weights go through task.save_best, the whole state into task.state_path: at each validation,
-    every minute, and whenever the training is left: by `stop()`, by Ctrl-C or SIGTERM, which wait for the step in
-    progress, or because nobody iterates any more. With `state` (see load_state) the run goes on from there; raises
-    UserError if it belongs to something else.
+    task.save_best writes the best weights. The whole state is written to task.state_path at each validation, every minute,
+    and whenever the training ends early: when `stop()` returns True, on Ctrl-C or SIGTERM (after the step in progress), or
+    when the iterator is closed. With `state` (see load_state) the run resumes from there; raises UserError if the state
+    belongs to another run.
     """
     training = _Training(model, task, settings, say)
     first = training.restore(state) if state else 0
     resumed = state is not None
-    del state  # its tensors are not needed any more
+    del state  # frees its tensors
     model.train()
     if not resumed:
-        with _signals_wait(lambda: training.save(0)):
+        with signals_wait(lambda: training.save(0)):
             report = training.validate_log_and_save(training.report(0, math.nan))
         yield report
     for done in range(first + 1, settings.steps + 1):
-        with _signals_wait(lambda: training.save(done)):  # noqa: B023 (called in this turn of the loop)
+        with signals_wait(lambda: training.save(done)):  # noqa: B023 (called in this turn of the loop)
             report = training.report(done, training.step(done - 1))
             if done == settings.steps or done % settings.interval == 0:
                 report = training.validate_log_and_save(report)
@@ -388,26 +357,33 @@ def train(
 def _check_finite(what: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise UserError(
-            f"the {what} became {value} at step {step}: training has diverged; try a lower learning rate "
+            f"the {what} became {value} at step {step}: the training has diverged; try a lower learning rate "
             "(the best weights so far are kept)"
         )
 
 
-FREE = ("steps", "tokens", "minutes", "eval_every", "val_batches", "compile")  # settings that may change on resume
+FREE = (
+    "steps",
+    "tokens",
+    "minutes",
+    "eval_every",
+    "val_batches",
+    "compile",
+)  # settings that a resume may change
 
 
 def state_settings(state: dict[str, Any]) -> TrainSettings:
-    """The settings that a saved training was begun with."""
+    """The settings with which a saved training began."""
     return TrainSettings(**state["settings"])
 
 
 def check_state(task: Task, settings: TrainSettings, state: dict[str, Any]) -> None:
-    """Raise UserError naming both sides if a state is of another run than the one to go on with."""
+    """Raise UserError, naming both values, if the state belongs to another run or to other settings."""
     saved = {**state["identity"], **state["settings"]}
     now = {**task.identity, "stage": task.stage, **asdict(settings)}
     for key in sorted((saved.keys() | now.keys()) - set(FREE)):
         if saved.get(key) != now.get(key):
             raise UserError(
-                f"the saved training was begun with {key} {saved.get(key)!r}, now it is {now.get(key)!r}; resume with "
+                f"the saved training began with {key} {saved.get(key)!r}, now it is {now.get(key)!r}; resume with "
                 "the same settings or start over without resume"
             )

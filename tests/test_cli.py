@@ -528,7 +528,7 @@ def test_a_run_made_longer_and_interrupted_again_goes_on_to_its_new_end(project,
 def test_another_profile_than_it_was_begun_with_is_refused(project, nanochat):
     status, _, err = nanochat("finetune", "--run", "r", "--resume", "--steps", "9", "--profile", "long")
     assert (status, err.count("\n")) == (2, 1)
-    assert "the saved training was begun with batch_size 2, now it is 16" in err
+    assert "the saved training began with batch_size 2, now it is 16" in err
 
 
 def test_ctrl_c_while_steps_are_tried_promises_nothing_of_the_run_before(project, nanochat, monkeypatch):

@@ -247,6 +247,17 @@ def test_imports_have_no_cycle(edges: dict[str, set[str]]) -> None:
     TopologicalSorter(edges).prepare()  # raises CycleError, which names the cycle
 
 
+def test_no_module_is_over_400_lines_and_no_function_over_60() -> None:
+    too_long = []
+    for path in (ROOT / "nanochat").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+        lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+        too_long += [f"{path.name}: {len(text.splitlines())} lines"] if len(text.splitlines()) > 400 else []
+        too_long += [f"{path.name}: {name}, {length} lines" for name, length in lengths.items() if length > 60]
+    assert too_long == []
+
+
 def test_the_model_does_not_know_the_tokenizer() -> None:
     assert "tokenizer" not in imported(ROOT / "nanochat" / "model.py")
 

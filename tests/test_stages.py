@@ -269,7 +269,7 @@ def test_going_on_with_a_run_that_is_done_says_so_and_changes_nothing(project):
     before = content(project)
     said: list[str] = []
     assert home.finetune(project, resume=True, say=said.append) == []
-    assert said == ["fine_tuned of 'r' is already trained for 6 steps; ask for more steps to go on."]
+    assert said == ["fine_tuned of 'r' has already been trained for 6 steps; give more steps to continue."]
     assert content(project) == before
 
 

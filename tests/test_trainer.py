@@ -351,7 +351,7 @@ def test_going_on_with_something_else_is_refused_naming_both_sides(tmp_path, set
     run(tmp_path, take=1)
     before = (tmp_path / "state.pt").read_bytes()
     changed = replace(SETTINGS, **settings)
-    with pytest.raises(UserError, match=f"the saved training was begun with {sides}") as error:
+    with pytest.raises(UserError, match=f"the saved training began with {sides}") as error:
         run(tmp_path, settings=changed, resume=True, task=task)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=sides):
@@ -559,7 +559,7 @@ def test_a_diverged_loss_ends_the_run_and_keeps_what_was_good(tmp_path, bad):
         calls.append(1)
         return model(x, y) * (bad if len(calls) == 7 else 1.0), 1
 
-    with pytest.raises(UserError, match=r"the loss became (nan|inf) at step 7: training has diverged; try a lower"):
+    with pytest.raises(UserError, match=r"the loss became (nan|inf) at step 7: the training has diverged; try a lower"):
         run(tmp_path, task={"loss": loss})
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 4
     assert all(value.isfinite().all() for value in weights(tmp_path).values())
@@ -597,7 +597,7 @@ def test_where_nothing_can_be_compiled_it_says_so_and_trains_the_same(tmp_path, 
     said = []
     monkeypatch.setattr(torch.nn.Module, "compile", no_compiler)
     got = list(train(fresh(), counting_task(tmp_path), replace(SETTINGS, compile=True), say=said.append))
-    assert said == ["torch.compile does not work here (RuntimeError); training goes on without it, slower"]
+    assert said == ["torch.compile does not work here (RuntimeError); training continues uncompiled, more slowly"]
     assert steps_of(got) == expected
 
 

@@ -1,6 +1,6 @@
-"""The stages of the course as functions: each takes what the stage before left in out/<run>/ and leaves its own.
+"""The stages of training as functions: each starts from the previous stage's model in out/<run>/ and writes its own there.
 
-A stage returns an iterator of step reports (see trainer.py); nothing is trained until somebody iterates.
+A stage returns an iterator of step reports (see trainer.py); training happens as it is iterated.
 """
 
 from __future__ import annotations
@@ -28,19 +28,18 @@ from ..tokenizer import Tokenizer
 from ..trainer import StepReport, Task, TrainSettings, as_tensors, check_state, state_settings, train
 from . import budget, runfiles
 
-# Validation may take 5 % of the time; a batch forward only costs from a third to two thirds of a training step
+# Validation may take 5 % of the time, and a forward pass alone takes a third to two thirds of a training step
 _EVAL_SHARE = 0.05 * 1.5
 
 
 def val_batches(settings: TrainSettings) -> int:
-    """How many batches each validation of a training looks at."""
+    """The number of batches of each validation."""
     return max(1, round(_EVAL_SHARE * settings.interval))
 
 
-# Of Muon's matrices. Validation loss of finetuning without: 0.112, with: 0.103, with 0.5: 0.173 (4 x 192, 693 steps)
-_WEIGHT_DECAY = 0.1
+_WEIGHT_DECAY = 0.1  # of the matrices in the blocks
 
-# Steps and minutes from which the time that torch.compile saves is more than the time it takes
+# Compile trainings of at least so many steps and minutes: for shorter ones, compiling takes longer than it saves
 _COMPILE_FROM = {"cuda": (200, 1.5), "cpu": (5000, 10.0)}
 
 
@@ -54,9 +53,10 @@ def settings_for(
     batch_size: int | None = None,
     seed: int | None = None,
 ) -> TrainSettings:
-    """How a profile trains a stage; what is given wins, None stands for what the profile says.
+    """A profile's settings for a stage, with the given values in place of the profile's; None keeps the profile's.
 
-    Where several say how long, what is reached first ends the training. Raises UserError for values that cannot work.
+    If more than one of steps, tokens and minutes is given, the first limit reached ends the training. Raises UserError for
+    values that cannot work.
     """
     planned = profile.stages[stage]
     if steps is tokens is minutes is None:
@@ -82,7 +82,7 @@ _DOING = {"base_model": "pretraining", "fine_tuned": "finetuning", "aligned": "a
 
 
 def begun(run: str, stage: str) -> tuple[TrainSettings, dict[str, Any]]:
-    """The settings and the meta with which the stage to resume was begun. Raises UserError if it was not."""
+    """The settings and metadata with which a stage was started. Raises UserError if it was never started."""
     _require_state(run, stage)
     state = load_state(paths.last_path(run, stage), lambda sentence: None)
     return state_settings(state), state["meta"]
@@ -103,9 +103,9 @@ def _run_stage(
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> Iterator[StepReport]:
-    """Find out how many steps it will be, train, and keep metrics.jsonl in step with what was saved."""
+    """Compute the number of steps, train, and log to metrics.jsonl."""
     if resume:
-        _require_state(run, stage)  # before the folder is locked, which would make it
+        _require_state(run, stage)  # before locking, which would create the folder
     with runfiles.locked(run, _DOING[stage]):
         runfiles.sweep(run, stage)
         task = task_of(settings)
@@ -113,13 +113,13 @@ def _run_stage(
             assert task.state_path is not None
             state = load_state(task.state_path, say)
             before = state_settings(state)
-            if settings.tokens or settings.minutes:  # what they allow was decided when the run began
+            if settings.tokens or settings.minutes:  # these limits were turned into steps when the run began
                 settings = replace(settings, steps=before.steps, tokens=0, minutes=0.0)
             settings = replace(settings, val_batches=before.val_batches)
             check_state(task, settings, state)
             done = state["step"]
             if done >= settings.steps:
-                say(f"{stage} of {run!r} is already trained for {done} steps; ask for more steps to go on.")
+                say(f"{stage} of {run!r} has already been trained for {done} steps; give more steps to continue.")
                 return
         else:
             state, done = None, -1
@@ -133,7 +133,7 @@ def _run_stage(
 
 
 def _saver(tokenizer: Tokenizer, meta: dict[str, Any]) -> Callable[[GPT, StepReport], None]:
-    """What writes the best weights of the stage that `meta` tells of."""
+    """The `save_best` of a task: it writes the model of the stage in `meta`, with its metrics added to the metadata."""
 
     def save(best: GPT, report: StepReport) -> None:
         done = {"steps": report.total, "step": report.step, **report.metrics}
@@ -170,11 +170,11 @@ def pretrain(
     standin: bool = False,
     **shape: Any,
 ) -> Iterator[StepReport]:
-    """Train a fresh GPT of the preset `model` to continue the corpus; leaves out/<run>/<run>_base_model.pt.
+    """Pretrain a new GPT of the preset `model` on the corpus; writes out/<run>/<run>_base_model.pt.
 
-    `shape` overrides the preset (n_layer=2, …). Validation reads at most `val_windows` rows of the validation split, by
-    default as many as take 5 % of the time. `standin` marks a model that is only to stand where a trained one is
-    missing. Raises UserError before anything is written if something does not fit.
+    `shape` overrides parts of the preset (n_layer=2, …). Each validation reads at most `val_windows` rows of the validation
+    split, by default as many as take about 5 % of the time. `standin` marks a model that only replaces a missing trained
+    one. Raises UserError, before anything is written, for arguments that do not fit together.
     """
     paths.new_run(run)
     tokenizer, where = corpus.tokenizer, devices.pick_device(device)
@@ -229,7 +229,7 @@ def finetune(
     stop: Callable[[], bool] = lambda: False,
     say: Callable[[str], None] = print,
 ) -> Iterator[StepReport]:
-    """Train the base model of `run` to answer; leaves out/<run>/<run>_fine_tuned.pt.
+    """Finetune the base model of `run` on questions and answers; writes out/<run>/<run>_fine_tuned.pt.
 
     Only answers and their end tokens carry loss. Raises UserError if the run has no base model.
     """
