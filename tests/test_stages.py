@@ -289,8 +289,8 @@ def test_going_on_without_a_state_is_refused_and_nothing_is_written(project):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_layer": 1}, r"begun with model .*n_layer=2.*, now it is .*n_layer=1"),
-        ({"settings": replace(SETTINGS, seed=9, steps=20)}, "begun with seed 5, now it is 9"),
+        ({"n_layer": 1}, r"began with model .*n_layer=2.*, now it is .*n_layer=1"),
+        ({"settings": replace(SETTINGS, seed=9, steps=20)}, "began with seed 5, now it is 9"),
     ],
 )
 def test_going_on_with_other_settings_is_refused_and_nothing_is_written(project, changes, message):
