@@ -183,6 +183,12 @@ def test_mean_loss_counts_answers_only(project):
     assert found["val_bpb"] == pytest.approx(np.sum(by_hand) / math.log(2) / lengths.sum(), rel=1e-4)
 
 
+def test_a_model_remembers_its_questions_by_a_path_that_holds_from_everywhere(project, monkeypatch):
+    monkeypatch.chdir(project)
+    list(stages.finetune("r", "animals.json", settings=replace(SETTINGS, steps=1), device="cpu", say=str))
+    assert checkpoint.load(paths.checkpoint_path("r", "fine_tuned")).meta["qa"] == str(project / "animals.json")
+
+
 def test_mean_loss_of_nothing_is_zero(project):
     loaded = loading.load("r", "base_model", "cpu")
     assert mean_loss(loaded.model, iter([]), loaded.tokenizer) == {"val_loss": 0.0, "val_bpb": 0.0}
