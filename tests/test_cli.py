@@ -205,7 +205,7 @@ WRONG = {
         ["pretrain", "--run", "r", "--resume", "--corpus", "b.txt"], "began with corpus stories, not b;"
     ),
     "another model": (
-        ["pretrain", "--run", "r", "--resume", "--model", "very_small_for_test", "--batch-size", "2"], "begun with model"
+        ["pretrain", "--run", "r", "--resume", "--model", "very_small_for_test", "--batch-size", "2"], "began with model"
     ),
     "another batch": (["pretrain", "--run", "r", "--resume", "--batch-size", "3"], "batch_size 2, now it is 3"),
     "other questions than the model's": (

@@ -401,10 +401,18 @@ def test_report_card_measures_everything_and_is_json(home: Path) -> None:
     writing = card["writing"]
     assert writing["asked"].startswith("stories")
     assert writing["n"] == len(report_cards.HEROES)
-    assert 0 <= writing["stop_rate"] <= 1
     assert [item["question"] for item in card["five_questions"]] == [q for q, _ in report_cards.FIVE_QUESTIONS]
     assert len(card["samples"]["wrong"]) == 5
     assert card["samples"]["right"] == []
+
+
+def test_texts_that_end_before_their_limit_are_counted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = itertools.cycle([report_cards.TEXT_TOKENS, 3, report_cards.TEXT_TOKENS - 1, report_cards.TEXT_TOKENS])
+    monkeypatch.setattr(report_cards, "generate", lambda model, prompts, **_: [[65] * next(lengths) for _ in prompts])
+    loaded = checkpoint.load(paths.checkpoint_path("r", "fine_tuned"))
+    written = report_cards._writing(loaded, stories=True, training=[], seed=0)
+    expected = sum(n % 4 in (1, 2) for n in range(len(report_cards.HEROES))) / len(report_cards.HEROES)
+    assert written["stop_rate"] == expected
 
 
 def test_report_card_asks_at_most_so_many_of_each_kind_and_is_repeatable(home: Path) -> None:

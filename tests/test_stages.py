@@ -183,6 +183,12 @@ def test_mean_loss_counts_answers_only(project):
     assert found["val_bpb"] == pytest.approx(np.sum(by_hand) / math.log(2) / lengths.sum(), rel=1e-4)
 
 
+def test_a_model_remembers_its_questions_by_a_path_that_holds_from_everywhere(project, monkeypatch):
+    monkeypatch.chdir(project)
+    list(stages.finetune("r", "animals.json", settings=replace(SETTINGS, steps=1), device="cpu", say=str))
+    assert checkpoint.load(paths.checkpoint_path("r", "fine_tuned")).meta["qa"] == str(project / "animals.json")
+
+
 def test_mean_loss_of_nothing_is_zero(project):
     loaded = loading.load("r", "base_model", "cpu")
     assert mean_loss(loaded.model, iter([]), loaded.tokenizer) == {"val_loss": 0.0, "val_bpb": 0.0}
@@ -289,8 +295,8 @@ def test_going_on_without_a_state_is_refused_and_nothing_is_written(project):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_layer": 1}, r"begun with model .*n_layer=2.*, now it is .*n_layer=1"),
-        ({"settings": replace(SETTINGS, seed=9, steps=20)}, "begun with seed 5, now it is 9"),
+        ({"n_layer": 1}, r"began with model .*n_layer=2.*, now it is .*n_layer=1"),
+        ({"settings": replace(SETTINGS, seed=9, steps=20)}, "began with seed 5, now it is 9"),
     ],
 )
 def test_going_on_with_other_settings_is_refused_and_nothing_is_written(project, changes, message):

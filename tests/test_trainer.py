@@ -305,7 +305,7 @@ def test_a_run_with_adamw_alone_resumes_bit_for_bit_and_with_no_other_optimizer(
     settings = replace(SETTINGS, optimizer="adamw", weight_decay=0.1)
     whole = run(tmp_path / "a", settings=settings)
     before = run(tmp_path / "b", settings=settings, take=6)
-    with pytest.raises(UserError, match="begun with optimizer 'adamw', now it is 'muon'"):
+    with pytest.raises(UserError, match="began with optimizer 'adamw', now it is 'muon'"):
         run(tmp_path / "b", settings=replace(settings, optimizer="muon"), resume=True)
     after = run(tmp_path / "b", fresh(seed=9), settings, resume=True)
     assert steps_of([*before, *after]) == steps_of(whole)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint, config, files, paths
+from .. import checkpoint, config, files, paths, statusline
 from ..config import UserError
 from ..evaluation import card as report_cards
 
@@ -76,17 +76,13 @@ def make(run: str, command: str, limit: int | None = None) -> Path:
     The report card asks at most `limit` questions of each skill and split.
     """
     path = pack(run)
-    card = report_cards.report_card(paths.BOX, limit_per_split=limit, progress=_progress)
+    card = report_cards.report_card(paths.BOX, limit_per_split=limit, progress=statusline.show_share)
     meta = checkpoint.read_meta(path)
     with files.atomic_write(path.with_name(f"{meta['stage']}_card.json"), "w") as file:
         json.dump(card, file, indent=1)
     with files.atomic_write(path.with_name("README.md"), "w") as file:
         file.write(describe(card, meta, command))
     return path
-
-
-def _progress(done: int, total: int, text: str) -> None:
-    print(f"\r{done} of {total} {text}", end="" if done < total else "\n", file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str]) -> int:

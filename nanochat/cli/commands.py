@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import config, files, paths
+from .. import config, files, paths, statusline
 from ..config import Profile, UserError
 
 if TYPE_CHECKING:
@@ -91,14 +91,7 @@ def _check_readable(questions: Source) -> None:
 def _prepared(corpus: str, tokenizer: str, profile: Profile) -> CorpusData:
     from ..data import corpus as corpus_files
 
-    return corpus_files.prepare_corpus(corpus, tokenizer, size=profile.size, progress=_show_progress)
-
-
-def _show_progress(done: int, total: int | None, text: str) -> None:
-    """Show the progress of a preparation or an evaluation on stderr, if that is a terminal."""
-    if sys.stderr.isatty():
-        share = f"{done / total:4.0%} " if total else f"{done / 1e6:,.0f} MB "
-        print(f"\r\x1b[2K{share}{text}", end="" if total is None or done < total else "\n", file=sys.stderr, flush=True)
+    return corpus_files.prepare_corpus(corpus, tokenizer, size=profile.size, progress=statusline.show_share)
 
 
 # --- training -----------------------------------------------------------------------------------------------------------
@@ -255,7 +248,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from ..evaluation import card_text
 
     limit = args.limit or args.profile.eval_questions
-    card = report_cards.report_card(args.run, stage=args.stage, limit_per_split=limit, progress=_show_progress)
+    card = report_cards.report_card(args.run, stage=args.stage, limit_per_split=limit, progress=statusline.show_share)
     if args.json:
         with files.atomic_write(args.json, "w") as file:
             json.dump(card, file, indent=1)

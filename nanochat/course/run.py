@@ -20,7 +20,7 @@ import psutil
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from .. import config, devices, paths
+from .. import config, devices, paths, statusline
 from ..config import UserError, unknown
 from ..data import sources
 from ..tokenizer import parse_spec
@@ -205,18 +205,17 @@ class _StatusLine:
         print(f"{text} …", end="", file=sys.stderr, flush=True)
 
     def __call__(self, seconds: float, mb: float) -> None:
-        if not sys.stderr.isatty() or int(2 * seconds) % 4:  # every two seconds, on a terminal only
+        if int(2 * seconds) % 4:  # every two seconds
             return
         path = paths.metrics_path(self.run)
         training = path.is_file() and time.time() - path.stat().st_mtime < 5
         step = "".join(
             f", {r['stage']} {r['step']}/{r['total']}" for r in runfiles.read_metrics(self.run)[-1:] if training
         )
-        print(f"\r\x1b[2K{self.text} … {duration(seconds)}, {mb:,.0f} MB{step}", end="", file=sys.stderr, flush=True)
+        statusline.show(f"{self.text} … {duration(seconds)}, {mb:,.0f} MB{step}")
 
     def done(self, text: str) -> None:
-        start = f"\r\x1b[2K{self.text} …" if sys.stderr.isatty() else ""
-        print(f"{start} {text}", file=sys.stderr, flush=True)
+        statusline.write(f"{self.text} … {text}" if sys.stderr.isatty() else f" {text}")
 
 
 def run(

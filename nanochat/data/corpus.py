@@ -124,11 +124,11 @@ def last_prepared() -> CorpusData | None:
 
 
 def prepare_qa(qa: str | Source, tok: Tokenizer, block_size: int, *, seed: int = 0, size: str = "default") -> QAData:
-    """Make a question/answer set ready for finetuning with `tok`; `qa` is given like a corpus.
+    """Prepare a question/answer set for finetuning with `tok`; `qa` is given like a corpus.
 
-    Its folder is data/<qa>, or data/<qa>_qa where the name is not registered or a corpus has it too. What
-    `questions.write_qa` made there is reused if source, tokenizer, block size and format are unchanged. Raises UserError,
-    and leaves things as they were, for a set that cannot be read or is of no use.
+    It is prepared by `questions.write_qa` in the folder of its Source, and reused if source, tokenizer, block size and
+    format are unchanged. Raises UserError, and leaves an earlier preparation unchanged, if the set cannot be read or has
+    nothing to train on.
     """
     source = sources.resolve(qa, "qa", size=size, seed=seed)
     folder = source.folder

@@ -1,7 +1,7 @@
-"""Where text comes from: `resolve` makes a Source of the name, path or URL of a corpus or a question/answer set.
+"""Where text comes from: `resolve` turns the name, path or URL of a corpus or a question/answer set into a Source.
 
-Only here is it looked at what was typed. How files are downloaded is in download.py, how they become documents in
-textfiles.py, how they become conversations in conversation.py.
+Nothing else interprets what a person typed. download.py downloads files, textfiles.py splits them into documents, and
+conversation.py reads conversations from them.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ Kind = Literal["corpus", "qa"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered corpus or question/answer set. `lines` > 0: a document is so many lines of the file.
+    """One registered corpus or question/answer set. `lines` > 0: each document is that many lines of the file.
 
-    `sha256` is that of the file at `url`, for files that never change.
+    `sha256` is the hash of the file at `url`, for files that never change.
     """
 
     name: str
-    url: str  # "" for what is generated here
+    url: str  # "" if it is generated
     about: str
     lines: int = 0
     sha256: str = ""
 
     @property
     def file_name(self) -> str:
-        """What it is called in data/downloads/."""
+        """Its name in data/downloads/."""
         suffixes = re.findall(r"\.[a-z]+", PurePosixPath(urlsplit(self.url).path).name.lower())
         return self.name + "".join(suffixes)
 
@@ -101,37 +101,37 @@ _REGISTRIES: dict[Kind, dict[str, Entry]] = {"corpus": CORPORA, "qa": QA_SETS}
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus or a question/answer set that somebody named: what it is called, where it is from and what is in it.
+    """A corpus or a question/answer set: its name, its origin and its content.
 
-    `name` is the registered name, else that of the file. `origin` is what meta.json says it was made from: the registered
-    name, the URL, or a path that holds from everywhere. `size` and `seed` are the almanac's, which has no file.
+    `name` is the registered name or that of the file. `origin`, which meta.json records, is the registered name, the URL,
+    or an absolute path. `size` and `seed` are for the almanac, which is generated.
     """
 
     kind: Kind
     name: str
     origin: str
-    file: Path | None = None  # where it is, or will be once it is downloaded; None for what is generated here
-    url: str = ""  # what `file` is downloaded from, if it is
-    sha256: str = ""  # what a download must have, "" for any
-    lines: int = 0  # > 0: a document is so many lines of the file
+    file: Path | None = None  # where it is or will be downloaded to; None if it is generated
+    url: str = ""  # "" if it is a local file or generated
+    sha256: str = ""  # the hash a download must have; "" for any
+    lines: int = 0  # > 0: each document is that many lines of the file
     size: str = "default"
     seed: int = 0
 
     @property
     def folder(self) -> Path:
-        """Where it is prepared."""
+        """The folder that it is prepared in."""
         return _folder(self.kind, self.name)
 
     @functools.cached_property
     def path(self) -> Path | None:
-        """The file, downloaded first if need be; None for what is generated here. Raises UserError if a download fails."""
+        """The file, downloaded if necessary; None if it is generated. Raises UserError if a download fails."""
         if self.file is None or not self.url:
             return self.file
         return fetch(self.url, self.file.parent, self.file.name, expected=self.sha256)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of all that decides what is in it. Raises what `path` does."""
+        """16 hexadecimal digits of a hash of everything that determines its content. Raises UserError as `path` does."""
         if self.path is not None:
             return sha256(self.path)[:16]
         from . import almanac
@@ -143,9 +143,9 @@ class Source:
         return digest.hexdigest()[:16]
 
     def pieces(self) -> Iterator[Piece]:
-        """The documents of a corpus in pieces (see textfiles.py), for memory that does not grow with the longest one.
+        """The documents of a corpus in pieces (see textfiles.py), so that a long document does not need much memory.
 
-        Raises UserError for a failed download, and whatever is wrong with the file.
+        Raises UserError for a failed download or a file that cannot be read.
         """
         if self.path is not None:
             yield from read_pieces(self.path, self.lines)
@@ -156,7 +156,7 @@ class Source:
             yield Piece(document, first=True)
 
     def documents(self) -> Iterator[str | Conversation]:
-        """The documents of a corpus, one at a time. Raises what `pieces` does."""
+        """The documents of a corpus, one at a time. Raises UserError as `pieces` does."""
         parts: list[str] = []
         for piece in self.pieces():
             if piece.first and parts:
@@ -170,7 +170,7 @@ class Source:
             yield "".join(parts)
 
     def conversations(self) -> Iterator[Conversation]:
-        """The conversations of a question/answer set, one at a time. Raises UserError like `pieces`."""
+        """The conversations of a question/answer set, one at a time. Raises UserError as `pieces` does."""
         if self.path is not None:
             return read_qa(self.path)
         from . import almanac
@@ -179,10 +179,9 @@ class Source:
 
 
 def resolve(spec: str | Source, kind: Kind = "corpus", *, size: str = "default", seed: int = 0) -> Source:
-    """The corpus or question/answer set that a registered name, a path or a URL means; a Source means itself, as it is.
+    """The corpus or question/answer set of a registered name, a path or a URL; a Source is returned as it is.
 
-    Nothing is downloaded yet. `size` and `seed` are the almanac's. Raises UserError for a name that is not registered, and
-    for a path where no file is.
+    Nothing is downloaded yet. `size` and `seed` are for the almanac. Raises UserError for an unknown name or a missing file.
     """
     if isinstance(spec, Source):
         return spec
@@ -192,7 +191,7 @@ def resolve(spec: str | Source, kind: Kind = "corpus", *, size: str = "default",
         return made(spec, spec, file, entry.url, entry.sha256, entry.lines)
     if "://" in spec:
         base = unquote(PurePosixPath(urlsplit(spec).path).name)
-        # Many a file on the net is called input.txt
+        # many files on the web have the same name, such as input.txt
         kept = re.sub(r"[^A-Za-z0-9_.-]+", "_", f"{_short_hash(spec)}-{base[-60:]}")
         return made(_name(kind, base, spec), spec, data_dir("downloads") / kept, spec)
     file = _local(spec, kind)
@@ -201,7 +200,7 @@ def resolve(spec: str | Source, kind: Kind = "corpus", *, size: str = "default",
 
 
 def documents(corpus: str | Source, *, size: str = "default", seed: int = 0) -> Iterator[str | Conversation]:
-    """The documents of a corpus: `resolve` says what may be given, and what it raises."""
+    """The documents of a corpus, given as for `resolve`. Raises UserError as `resolve` and `pieces` do."""
     return resolve(corpus, size=size, seed=seed).documents()
 
 
@@ -218,11 +217,10 @@ def _local(spec: str, kind: Kind) -> Path:
 
 
 def _name(kind: Kind, file: str, origin: str) -> str:
-    """What a file is called, and its folder under data/ after it.
+    """The name of a file as a source, which is also that of its folder under data/.
 
-    It keeps its name without the suffix where that can be a folder and is still free. Where characters are lost, or the
-    folder was made from another file, a hash of what was lost, or of where it is from, tells the two apart: nobody's data
-    are replaced by those of a file that happens to have the same name.
+    It is the file's name without its suffix, if a folder can have that name and no other file has used it. Otherwise a hash
+    of the full name or of the origin is appended, so that a file never replaces the data of another with the same name.
     """
     stem = re.sub(r"(\.(txt|text|md|jsonl?|ndjson))?(\.gz)?$", "", file, flags=re.IGNORECASE).lstrip(".")
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "_", stem).strip("_-.")[:60].rstrip("_-.") or "corpus"
@@ -237,7 +235,7 @@ def _name(kind: Kind, file: str, origin: str) -> str:
 
 
 def _folder(kind: Kind, name: str) -> Path:
-    """Where what has this name is prepared: a set of questions has _qa after it, unless only a set can have that name."""
+    """The folder that a source is prepared in: that of a question/answer set ends in _qa, unless only a set has its name."""
     return data_dir(name if kind == "corpus" or name in QA_SETS.keys() - CORPORA.keys() else f"{name}_qa")
 
 

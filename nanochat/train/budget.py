@@ -66,7 +66,7 @@ def try_out(
 
 
 def _random_task(shape: ModelConfig, batch_size: int) -> Task:
-    """Steps as long as those of pretraining, on tokens drawn at random."""
+    """A task with random tokens, whose steps take as long as those of pretraining."""
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         ids = torch.randint(shape.vocab_size, (batch_size, shape.block_size + 1))
@@ -80,10 +80,10 @@ def _random_task(shape: ModelConfig, batch_size: int) -> Task:
 
 
 def forecast(profile: Profile) -> str:
-    """How long all trainings of a profile will take on this machine, as a sentence: a few steps are timed.
+    """A sentence that says how long the trainings of a profile will take on this machine, from timing a few steps.
 
-    Where one step would take many seconds, it is estimated from the machine's matrix rate, of which a training uses about
-    a third. A slow machine is offered the short profile.
+    If one step would take many seconds, it is not timed but estimated: training reaches about a third of the machine's rate
+    of matrix products. On a slow machine the sentence recommends the short profile.
     """
     device = devices.pick_device(profile.device)
     shape = model_config(profile.model, parse_spec(profile.tokenizer)[1] or MODEL_PRESETS["GPT2-Small"]["vocab_size"])

@@ -6,12 +6,12 @@ Where nothing can be updated (a log file), only the validations are written, one
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 import time
 from collections.abc import Generator, Iterable
 from typing import TextIO
 
+from .. import statusline
 from ..trainer import StepReport
 
 
@@ -69,14 +69,12 @@ def follow(reports: Iterable[StepReport], stream: TextIO | None = None) -> list[
             seen.append(report)
             now = time.monotonic()
             if report.metrics:
-                print(("\r\x1b[2K" if watched else "") + line(report), file=stream, flush=True)
+                statusline.write(line(report), stream)
                 unfinished = False
                 if report.sample:
                     print(f"    says: {report.sample[:160]!r}", file=stream, flush=True)
             elif watched and now - shown > 0.2:
-                # no longer than the terminal is wide: of a wrapped line, only the last row could be overwritten
-                text = line(report)[: shutil.get_terminal_size().columns - 1]
-                print(f"\r\x1b[2K{text}", end="", file=stream, flush=True)
+                statusline.show(line(report), stream)
                 shown, unfinished = now, True
     finally:
         leave(reports)

@@ -19,6 +19,7 @@ from ..config import Profile, UserError, model_config
 from ..data import corpus as corpus_files
 from ..data import questions as qa
 from ..data.corpus import CorpusData
+from ..data.sources import resolve
 from ..evaluation.loss import mean_loss
 from ..generate import generate
 from ..loss import rows_scored
@@ -238,10 +239,11 @@ def finetune(
         raise UserError(f"run {run!r} has no base model to finetune; `nanochat pretrain --run {run}` makes one")
     base = checkpoint.load(base_path, devices.pick_device(device))
     gpt, tokenizer, block_size = base.model, base.tokenizer, base.model.config.block_size
-    data = corpus_files.prepare_qa(qa_name, tokenizer, block_size, size=size)
+    source = resolve(qa_name, "qa", size=size)
+    data = corpus_files.prepare_qa(source, tokenizer, block_size)
     meta = {
         "run": run, "stage": "fine_tuned", "model_name": base.meta["model_name"], "corpus": base.meta["corpus"],
-        "qa": qa_name, "seed": settings.seed, "data_fingerprint": data.meta["source_fingerprint"],
+        "qa": source.origin, "seed": settings.seed, "data_fingerprint": data.meta["source_fingerprint"],
         "parent": base.meta["fingerprint"], "size": size, "standin": base.meta.get("standin", False),
     }  # fmt: skip
 
