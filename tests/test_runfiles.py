@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import pytest
 from home import SETTINGS, SHAPE
 from small import steps_of
 
-from nanochat import checkpoint, devices, paths
+from nanochat import checkpoint, devices, files, paths
 from nanochat.cli import parser as cli
 from nanochat.config import UserError
 from nanochat.data import corpus
@@ -162,8 +163,8 @@ def test_starting_over_sets_aside_all_of_the_stage_and_what_was_trained_from_it(
     said = []
     home.pretrain(corpus_of(project), settings=replace(SETTINGS, seed=1), say=said.append)
     assert said == [
-        "The earlier base_model, fine_tuned of run 'r' is kept in earlier-1; "
-        "`nanochat restore --run r earlier-1` brings it back."
+        "The previous pretraining and finetuning of run 'r' moved to earlier-1; "
+        "`nanochat restore --run r earlier-1` brings back what was there."
     ]
     assert kept(paths.run_dir("r") / "earlier-1") == before
     assert {r["stage"] for r in runfiles.read_metrics("r")} == {"base_model"}
@@ -188,7 +189,7 @@ def test_restoring_sets_the_present_aside_so_that_it_can_be_undone(project):
     runfiles.restore("r", "earlier-1", said.append)
     assert kept(paths.run_dir("r")) == first
     assert kept(paths.run_dir("r") / "earlier-2") == second
-    assert said[-1] == "run 'r' has its earlier base_model, fine_tuned again"
+    assert said[-1] == "run 'r' has its earlier pretraining and finetuning again"
     runfiles.restore("r", "earlier-2", str)
     assert kept(paths.run_dir("r")) == second
 
@@ -229,3 +230,60 @@ def test_the_lock_names_its_holder_only_while_it_is_held(project):
         held = json.loads((paths.run_dir("r") / ".lock.json").read_text())
     assert (held["pid"], held["doing"]) == (os.getpid(), "testing")
     assert not (paths.run_dir("r") / ".lock.json").exists()
+
+
+# --- backups of what was renamed, killed or trained further ---------------------------------------------------------------
+
+
+def test_a_base_model_trained_further_takes_nothing_from_the_assistant_made_of_it(project):
+    before = kept(paths.run_dir("r"))
+    said = []
+    longer = replace(SETTINGS, steps=12, eval_every=1)
+    reports = home.pretrain(corpus_of(project), settings=longer, resume=True, say=said.append)
+    assert [r.step for r in reports] == list(range(7, 13))
+    assert any("nanochat restore --run r earlier-1" in sentence for sentence in said)
+    assert not paths.checkpoint_path("r", "fine_tuned").exists()
+    assert kept(paths.run_dir("r") / "earlier-1") == before
+    runfiles.restore("r", "earlier-1", said.append)
+    assert kept(paths.run_dir("r")) == before
+
+
+def test_a_backup_of_a_run_that_was_renamed_comes_back_under_its_new_name(project):
+    before = kept(paths.run_dir("r"))
+    home.pretrain(corpus_of(project), settings=replace(SETTINGS, seed=1))
+    out = paths.run_dir("r").rename(paths.run_dir("r").with_name("mine"))
+    (out / "r_base_model.pt").rename(out / "mine_base_model.pt")
+    runfiles.restore("mine", "earlier-1", str)
+    back = {name.replace("mine_", "r_"): content for name, content in kept(out).items()}
+    assert back == before
+
+
+@pytest.mark.parametrize("content", [[], ["notes.txt"], ["metrics.jsonl"]])
+def test_a_backup_without_a_training_is_refused_and_nothing_is_lost(project, content):
+    folder = paths.run_dir("r") / "earlier-7"
+    folder.mkdir()
+    for name in content:
+        (folder / name).write_text("{}")
+    before = kept(paths.run_dir("r"))
+    with pytest.raises(UserError, match="earlier-7 holds no files of a training"):
+        runfiles.restore("r", "earlier-7", str)
+    assert kept(paths.run_dir("r")) == before
+    assert sorted(path.name for path in folder.iterdir()) == content
+
+
+@pytest.mark.parametrize("moves", range(1, 9))
+def test_killed_while_it_sets_aside_it_still_keeps_everything_together(project, monkeypatch, moves):
+    before, real, done = kept(paths.run_dir("r")), files.move, []
+
+    def dying(source, target):
+        done.append(target)
+        if len(done) == moves:
+            raise SystemExit
+        real(source, target)
+
+    monkeypatch.setattr(files, "move", dying)
+    with contextlib.suppress(SystemExit):
+        home.pretrain(corpus_of(project), settings=replace(SETTINGS, seed=1))
+    monkeypatch.setattr(files, "move", real)
+    home.pretrain(corpus_of(project), settings=replace(SETTINGS, seed=2))
+    assert kept(paths.run_dir("r") / "earlier-1") == before

@@ -282,7 +282,9 @@ def test_going_on_with_a_run_that_is_done_says_so_and_changes_nothing(project):
 def test_a_finished_run_can_be_made_longer(project):
     reports = home.pretrain(corpus_of(project), settings=replace(SETTINGS, steps=9), resume=True)
     assert [r.step for r in reports] == [7, 8, 9]
-    assert not list(paths.run_dir("r").glob("earlier-*"))
+    home.pretrain(corpus_of(project), "alone")
+    home.pretrain(corpus_of(project), "alone", settings=replace(SETTINGS, steps=9), resume=True)
+    assert not list(paths.run_dir("alone").glob("earlier-*"))
 
 
 def test_going_on_without_a_state_is_refused_and_nothing_is_written(project):
@@ -314,10 +316,16 @@ def test_going_on_with_other_text_is_refused_naming_both_fingerprints(project):
         home.pretrain(corpus, settings=replace(SETTINGS, steps=20), resume=True)
 
 
+def replace_base_model(project):
+    """Put another base model in place of that of run r, as somebody who copies files may do."""
+    home.pretrain(corpus_of(project), "other", settings=replace(SETTINGS, seed=9))
+    shutil.copy(paths.checkpoint_path("other", "base_model"), paths.checkpoint_path("r", "base_model"))
+    shutil.rmtree(paths.run_dir("other"))
+
+
 def test_going_on_finetuning_after_the_base_model_changed_is_refused(project):
     old = checkpoint.read_meta(paths.checkpoint_path("r", "base_model"))["fingerprint"]
-    home.pretrain(corpus_of(project), settings=replace(SETTINGS, steps=12, eval_every=1), resume=True)
-    assert checkpoint.read_meta(paths.checkpoint_path("r", "base_model"))["fingerprint"] != old
+    replace_base_model(project)
     with pytest.raises(UserError, match=f"base model '{old}', now it is"):
         home.finetune(project, settings=replace(SETTINGS, steps=20), resume=True)
 
@@ -359,7 +367,7 @@ def test_a_training_that_is_stopped_while_it_is_tried_out_changes_nothing(projec
 def test_what_a_killed_process_half_wrote_is_swept_away(project):
     out = paths.run_dir("r")
     torn = [out / ".r_fine_tuned.pt.abc.tmp", out / ".fine_tuned_last.pt.x1_.tmp", out / ".metrics.jsonl.abc.tmp"]
-    others = [out / ".r_base_model.pt.abc.tmp", out / ".report.md.abc.tmp"]
+    others = [out / ".report.md.abc.tmp", out / ".notes.tmp"]
     for path in (*torn, *others):
         path.write_bytes(b"half")
     home.finetune(project)
@@ -381,7 +389,7 @@ def test_a_model_whose_base_model_changed_is_not_used_without_a_word(project):
     loading.load("r", device="cpu", say=said.append)
     assert said == []
     parent = checkpoint.read_meta(paths.checkpoint_path("r", "fine_tuned"))["parent"]
-    home.pretrain(corpus_of(project), settings=replace(SETTINGS, steps=12, eval_every=1), resume=True)
+    replace_base_model(project)
     loading.load("r", device="cpu", say=said.append)
     now = checkpoint.read_meta(paths.checkpoint_path("r", "base_model"))["fingerprint"]
     [sentence] = said

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +60,21 @@ def _in_use(run: str, holder: Path) -> str:
     return f"run {run!r} is in use by {who}; wait until it ends or stop it, or choose another run name"
 
 
-def sweep(run: str, stage: str) -> None:
-    """Remove the half-written files of a process that was killed. Only for whoever holds the lock."""
-    for target in (*stage_files(run, stage), paths.metrics_path(run), _holder(run)):
+def sweep(run: str) -> None:
+    """Remove the half-written files of a process that was killed, and undo its half-made backup.
+
+    The caller must hold the lock.
+    """
+    _undo_unfinished_backup(run)
+    for target in (*(file for stage in paths.STAGES for file in stage_files(run, stage)), *_common_files(run)):
         for torn in target.parent.glob(f".{target.name}.*.tmp"):
             torn.unlink()
-    unfinished_state(paths.last_path(run, stage)).unlink(missing_ok=True)
+    for stage in paths.STAGES:
+        unfinished_state(paths.last_path(run, stage)).unlink(missing_ok=True)
+
+
+def _common_files(run: str) -> list[Path]:
+    return [paths.metrics_path(run), _holder(run)]
 
 
 def stage_files(run: str, stage: str) -> list[Path]:
@@ -109,40 +116,71 @@ def metrics_logger(run: str, stage: str, keep_until: int) -> Callable[[StepRepor
 
 # --- backups
 
+_TRAININGS = {"base_model": "pretraining", "fine_tuned": "finetuning", "aligned": "alignment"}
 
-def set_aside(run: str, stage: str, say: Say) -> None:
+
+def training(stage: str) -> str:
+    """What the training of a stage is called: "pretraining", …"""
+    return _TRAININGS[stage]
+
+
+def _unfinished_backup(run: str) -> Path:
+    return paths.run_dir(run) / ".earlier"
+
+
+def backups(run: str) -> list[str]:
+    """The names of a run's backups, oldest first."""
+    return sorted((path.name for path in paths.run_dir(run).glob("earlier-*")), key=lambda name: (len(name), name))
+
+
+def set_aside(run: str, stage: str, say: Say, *, keep: bool = False) -> None:
     """Back up a stage that is to be started over, and the stages trained from it, in a new folder out/<run>/earlier-N/.
 
-    Best weights, training state, report card and metrics are moved there, and `say` reports how to restore them. Stand-ins,
-    and stages that were never trained, are deleted instead.
+    Best weights, training state, report card and metrics are moved there, all or none of them, and `say` reports how to
+    restore them. Stand-ins, and stages that were never trained, are deleted instead. With `keep`, the stage itself is to
+    be trained further: it is copied, and only the stages after it are moved.
     """
     later = paths.STAGES[paths.STAGES.index(stage) :]
+    gone = later[1:] if keep else later
     left = [file for each in later for file in stage_files(run, each) if file.is_file()]
+    moved = [file for each in gone for file in stage_files(run, each) if file.is_file()]
     records = read_metrics(run)
-    if any(_trained(file) for file in left if file.suffix == ".pt"):
-        aside = _new_folder(run)
-        _write_records(aside / "metrics.jsonl", [r for r in records if r["stage"] in later])
+    if any(_trained(file) for file in moved if file.suffix == ".pt"):
+        unfinished = _unfinished_backup(run)
+        files.make_folder(unfinished)
+        _write_records(unfinished / "metrics.jsonl", [r for r in records if r["stage"] in later])
         for file in left:
-            files.move(file, aside / file.name)
-        held = ", ".join(each for each in later if (aside / paths.checkpoint_path(run, each).name).is_file())
+            if file in moved:
+                files.move(file, unfinished / file.name)
+            else:
+                with files.atomic_write(unfinished / file.name) as copy:
+                    copy.write(file.read_bytes())
+        names = backups(run)
+        number = 1 + max((int(name[8:]) for name in names if name[8:].isdigit()), default=0)
+        files.move(unfinished, paths.run_dir(run) / f"earlier-{number}")
+        held = [each for each in later if any(file in left for file in stage_files(run, each))]
         say(
-            f"The earlier {held or stage} of run {run!r} is kept in {aside.name}; "
-            f"`nanochat restore --run {run} {aside.name}` brings it back."
+            f"The previous {' and '.join(map(training, held))} of run {run!r} moved to earlier-{number}; "
+            f"`nanochat restore --run {run} earlier-{number}` brings back what was there."
         )
     else:
-        for file in left:
+        for file in moved:
             file.unlink()
-    if any(r["stage"] in later for r in records):
-        _write_records(paths.metrics_path(run), [r for r in records if r["stage"] not in later])
+    if any(r["stage"] in gone for r in records):
+        _write_records(paths.metrics_path(run), [r for r in records if r["stage"] not in gone])
 
 
-def _new_folder(run: str) -> Path:
-    for number in count(1):
-        folder = paths.run_dir(run) / f"earlier-{number}"
-        with suppress(FileExistsError):
-            folder.mkdir()
-            break
-    return folder
+def _undo_unfinished_backup(run: str) -> None:
+    """Move back what a process that was killed in `set_aside` had moved."""
+    unfinished = _unfinished_backup(run)
+    for file in sorted(unfinished.iterdir()) if unfinished.is_dir() else ():
+        target = paths.run_dir(run) / file.name
+        if target.exists() or file.name.startswith("."):  # a copy, or the part of one
+            file.unlink()
+        else:
+            files.move(file, target)
+    if unfinished.is_dir():
+        unfinished.rmdir()
 
 
 def _trained(file: Path) -> bool:
@@ -158,20 +196,35 @@ def _trained(file: Path) -> bool:
 def restore(run: str, name: str, say: Say) -> None:
     """Restore the backup in out/<run>/<name>/, after backing up the current files of the same stages.
 
-    Raises UserError if there is no such folder.
+    The files of a run that was renamed since get its present name. Raises UserError if there is no such folder, or no
+    training in it.
     """
-    folder = paths.run_dir(run)
-    kept = folder / paths.safe_name(name, "folder")
-    there = sorted(path.name for path in folder.glob("earlier-*"))
-    if name not in there:
-        raise UserError(f"run {run!r} has nothing set aside as {name!r}; there is: {', '.join(there) or 'nothing'}")
+    kept = paths.run_dir(run) / paths.safe_name(name, "folder")
+    if name not in backups(run):
+        raise UserError(f"run {run!r} has no backup {name!r}; it has: {', '.join(backups(run)) or 'none'}")
     with locked(run, "restoring"):
-        back = [s for s in paths.STAGES if any((kept / f.name).is_file() for f in stage_files(run, s))]
-        set_aside(run, back[0] if back else paths.STAGES[0], say)
-        for stage in back:
-            for file in stage_files(run, stage):
-                if (kept / file.name).is_file():
-                    files.move(kept / file.name, file)
-        _write_records(paths.metrics_path(run), [*read_metrics(run), *_records(kept / "metrics.jsonl")])
-        shutil.rmtree(kept)
-    say(f"run {run!r} has its earlier {', '.join(back)} again")
+        sweep(run)
+        found = {
+            stage: [(source, file) for file in stage_files(run, stage) if (source := _in_backup(kept, run, file))]
+            for stage in paths.STAGES
+        }
+        back = [stage for stage in paths.STAGES if found[stage]]
+        if not back:
+            raise UserError(f"out/{run}/{name} holds no files of a training; nothing was changed")
+        set_aside(run, back[0], say)
+        for source, file in (pair for stage in back for pair in found[stage]):
+            files.move(source, file)
+        metrics = kept / "metrics.jsonl"
+        _write_records(paths.metrics_path(run), [*read_metrics(run), *_records(metrics)])
+        metrics.unlink(missing_ok=True)
+        with suppress(OSError):  # anything else in it is somebody's own, and stays
+            kept.rmdir()
+    say(f"run {run!r} has its earlier {' and '.join(map(training, back))} again")
+
+
+def _in_backup(kept: Path, run: str, file: Path) -> Path | None:
+    """The file of a backup that belongs at `file`; a model is called after the run, whose name may have been another."""
+    candidates = [kept / file.name]
+    if file.name.startswith(f"{run}_"):
+        candidates += sorted(kept.glob(f"*{file.name.removeprefix(run)}"))
+    return next((each for each in candidates if each.is_file()), None)

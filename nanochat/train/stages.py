@@ -79,9 +79,6 @@ def settings_for(
     return replace(settings, compile=worth_it)
 
 
-_DOING = {"base_model": "pretraining", "fine_tuned": "finetuning", "aligned": "alignment"}
-
-
 def begun(run: str, stage: str) -> tuple[TrainSettings, dict[str, Any]]:
     """The settings and metadata with which a stage was started. Raises UserError if it was never started."""
     _require_state(run, stage)
@@ -91,7 +88,11 @@ def begun(run: str, stage: str) -> tuple[TrainSettings, dict[str, Any]]:
 
 def _require_state(run: str, stage: str) -> None:
     if not has_state(paths.last_path(run, stage)):
-        raise UserError(f"run {run!r} has no {_DOING[stage]} to resume; leave --resume out to start one")
+        kept = "".join(
+            f"; `nanochat restore --run {run} {name}` brings back {name}" for name in runfiles.backups(run)[-1:]
+        )
+        doing = runfiles.training(stage)
+        raise UserError(f"run {run!r} has no {doing} to resume; leave --resume out to start one{kept}")
 
 
 def _run_stage(
@@ -107,8 +108,8 @@ def _run_stage(
     """Compute the number of steps, train, and log to metrics.jsonl."""
     if resume:
         _require_state(run, stage)  # before locking, which would create the folder
-    with runfiles.locked(run, _DOING[stage]):
-        runfiles.sweep(run, stage)
+    with runfiles.locked(run, runfiles.training(stage)):
+        runfiles.sweep(run)
         task = task_of(settings)
         if resume:
             assert task.state_path is not None
@@ -122,6 +123,7 @@ def _run_stage(
             if done >= settings.steps:
                 say(f"{stage} of {run!r} has already been trained for {done} steps; give more steps to continue.")
                 return
+            runfiles.set_aside(run, stage, say, keep=True)  # what was trained from weights that are about to change
         else:
             state, done = None, -1
             settings = budget.plan(model, task, settings, say, stop)
