@@ -25,6 +25,7 @@ from home import SETTINGS, SHAPE
 from nanochat import checkpoint, devices, paths
 from nanochat.data import corpus as corpus_files
 from nanochat.data import questions
+from nanochat.data.sources import Source
 from nanochat.train import runfiles, stages
 
 TIMES = {"tokens_per_s", "elapsed_s", "eta_s", "rss_mb", "gpu_mb", "mfu", "eval_s"}
@@ -42,7 +43,9 @@ def train(project: Path, stage: str) -> None:
         corpus = corpus_files.load_corpus(project / "data" / "stories")
         reports = stages.pretrain("r", corpus, **options, **SHAPE, dropout=0.1)
     else:
-        reports = stages.finetune("r", "animals.json", **options)
+        # the same origin in every folder, so that the models can be compared byte by byte
+        asked = Source("qa", "animals", "animals.json", project / "animals.json")
+        reports = stages.finetune("r", asked, **options)
     for _ in reports:
         pass
 

@@ -209,7 +209,7 @@ WRONG = {
     ),
     "another batch": (["pretrain", "--run", "r", "--resume", "--batch-size", "3"], "batch_size 2, now it is 3"),
     "other questions than the model's": (
-        ["finetune", "--run", "r", "--resume", "--qa", "almanac"], "is being finetuned on animals.json, not almanac"
+        ["finetune", "--run", "r", "--resume", "--qa", "almanac"], "animals.json, not almanac; leave out --qa or --resume"
     ),
     "another tokenizer than the corpus has": (
         ["prepare", "--qa", "animals.json", "--tokenizer", "bpe:280"], "has tokenizer bpe:300, not bpe:280"
@@ -426,7 +426,7 @@ def test_training_says_what_it_kept_of_an_earlier_model_and_where_the_new_one_is
     status, out, err = nanochat("pretrain", "--model", "tiny", "--run", "r", *TRAINING)
     assert (status, out) == (0, "")
     assert (
-        "The earlier base_model, fine_tuned of run 'r' is kept in earlier-1; `nanochat restore --run r earlier-1`"
+        "The previous pretraining and finetuning of run 'r' moved to earlier-1; `nanochat restore --run r earlier-1`"
         in err
     )
     assert err.splitlines()[-1].endswith(str(project / "out" / "r" / "r_base_model.pt"))
@@ -480,12 +480,45 @@ def test_ctrl_c_saves_and_shows_a_command_that_goes_on(project, nanochat, monkey
     assert [r["step"] for r in runfiles.read_metrics(run) if r["stage"] == stage] == list(range(7))
 
 
-def test_an_interrupted_resume_shows_the_same_command_again(project, nanochat, monkeypatch):
+def test_an_interrupted_resume_shows_a_command_that_needs_nothing_more(project, nanochat, monkeypatch):
     interrupt_at(7, monkeypatch)
     words = ["pretrain", "--run", "r", "--resume", "--steps", "10", "--batch-size", "2"]
     status, _, err = nanochat(*words)
     assert status == 130
-    assert shown_command(err) == words
+    again = shown_command(err)
+    assert again == ["pretrain", "--run", "r", "--resume"]  # the rest is in the state, ten steps included
+    assert nanochat(*again)[0] == 0
+    assert [r["step"] for r in runfiles.read_metrics("r") if r["stage"] == "base_model"] == list(range(11))
+
+
+def test_a_run_resumes_although_its_corpus_was_prepared_differently_since(project, nanochat, monkeypatch):
+    interrupt_at(3, monkeypatch)
+    status, _, err = nanochat("pretrain", "--model", "tiny", "--run", "mine", "--corpus", "stories.txt", *TRAINING)
+    assert status == 130
+    assert nanochat("prepare", "--corpus", "stories.txt", "--tokenizer", "bpe:280")[0] == 0
+    status, _, again = nanochat(*shown_command(err))
+    assert status == 0, again
+    assert "stories has been prepared differently since run 'mine' began; preparing it again as it was" in again
+    assert [r["step"] for r in runfiles.read_metrics("mine")] == list(range(7))
+
+
+def test_a_finetuning_resumes_although_its_file_is_gone(project, nanochat, monkeypatch):
+    interrupt_at(3, monkeypatch)
+    status, _, err = nanochat("finetune", "--qa", "animals.json", *TRAINING)
+    assert status == 130
+    (project / "animals.json").unlink()
+    status, _, again = nanochat(*shown_command(err))
+    assert status == 0, again
+    assert [r["step"] for r in runfiles.read_metrics("r") if r["stage"] == "fine_tuned"] == list(range(7))
+
+
+def test_the_command_that_continues_a_training_limited_in_tokens_works(project, nanochat, monkeypatch):
+    interrupt_at(2, monkeypatch)
+    how = ("pretrain", "--model", "tiny", "--run", "mine", "--tokens", "300", "--batch-size", "2")
+    status, _, err = nanochat(*how)
+    assert status == 130
+    assert nanochat(*shown_command(err))[0] == 0
+    assert runfiles.read_metrics("mine")[-1]["step"] == runfiles.read_metrics("mine")[-1]["total"] == 5
 
 
 def test_ctrl_c_before_anything_is_saved_promises_nothing(project, nanochat, monkeypatch):
@@ -553,14 +586,10 @@ def test_a_profile_that_is_named_is_not_overruled_by_what_was_prepared_last(proj
     assert asked == [("TinyStories", "gpt2"), ("almanac", "bpe:1024")]
 
 
-def test_resume_with_more_steps_trains_longer(project, nanochat):
-    more = ("--resume", "--run", "r", "--batch-size", "2", "--steps", "8")
-    assert nanochat("finetune", *more)[0] == 0
-    assert nanochat("pretrain", *more)[0] == 0
-    steps = {
-        stage: [r["step"] for r in runfiles.read_metrics("r") if r["stage"] == stage] for stage in paths.STAGES[:2]
-    }
-    assert steps == {"base_model": list(range(9)), "fine_tuned": list(range(9))}
+@pytest.mark.parametrize(("command", "stage"), [("pretrain", "base_model"), ("finetune", "fine_tuned")])
+def test_resume_with_more_steps_trains_longer(project, nanochat, command, stage):
+    assert nanochat(command, "--resume", "--run", "r", "--batch-size", "2", "--steps", "8")[0] == 0
+    assert [r["step"] for r in runfiles.read_metrics("r") if r["stage"] == stage] == list(range(9))
 
 
 def test_how_long_can_be_said_in_tokens(project, nanochat):
@@ -583,7 +612,7 @@ def test_how_long_can_be_said_in_minutes_and_a_resume_goes_by_the_steps_that_the
 def test_resume_of_what_is_done_says_so(project, nanochat):
     before = tree(project / "out" / "r")
     status, out, err = nanochat("pretrain", "--resume", "--run", "r", "--batch-size", "2")
-    assert (status, out) == (0, "") and "already trained for 6 steps" in err
+    assert (status, out) == (0, "") and "already been trained for 6 steps" in err
     after = tree(project / "out" / "r")
     assert after == before
 

@@ -231,7 +231,6 @@ MUTATIONS = [
         "self.keys[layer, :, :, self.length : end] = k",
         "self.keys[layer, :, :, : k.size(2)] = k",
         PIECES,
-        GREEDY,
     ),
     mutation(
         "values-of-another-layer",
@@ -247,9 +246,8 @@ MUTATIONS = [
         "self.cos[seen : seen + T], self.sin[seen : seen + T]",
         "self.cos[:T], self.sin[:T]",
         PIECES,
-        GREEDY,
     ),
-    mutation("places-stand-still", "model", "at = at + cache.length", "at = at + 0", PIECES, GREEDY),
+    mutation("places-stand-still", "model", "at = at + cache.length", "at = at + 0", PIECES),
     mutation("the-cache-does-not-grow", "model", "cache.length += T", "cache.length += 0", PIECES),
     # the optimizer: what is decayed, what Muon gets, the schedule
     mutation(

@@ -51,7 +51,7 @@ def prepare(args: argparse.Namespace) -> None:
     else:
         if questions is not None:
             _check_readable(questions)  # so that a bad file is reported before the corpus is written
-        data = _prepared(corpus, args.tokenizer or profile.tokenizer, profile)
+        data = _prepared(corpus, args.tokenizer or profile.tokenizer, profile.size)
         print(
             f"{data.folder}: {data.meta['train']['tokens']:,} training and {data.meta['val']['tokens']:,} validation "
             f"tokens; tokenizer {data.tokenizer.name} with {data.tokenizer.vocab_size:,} ids"
@@ -88,10 +88,10 @@ def _check_readable(questions: Source) -> None:
         pass
 
 
-def _prepared(corpus: str, tokenizer: str, profile: Profile) -> CorpusData:
+def _prepared(corpus: str, tokenizer: str, size: str) -> CorpusData:
     from ..data import corpus as corpus_files
 
-    return corpus_files.prepare_corpus(corpus, tokenizer, size=profile.size, progress=statusline.show_share)
+    return corpus_files.prepare_corpus(corpus, tokenizer, size=size, progress=statusline.show_share)
 
 
 # --- training -----------------------------------------------------------------------------------------------------------
@@ -127,11 +127,9 @@ def finetune(args: argparse.Namespace) -> None:
     if args.resume:
         begun, meta = stages.begun(run, "fine_tuned")
         settings = _settings_to_resume(args, begun, "fine_tuned")
-        questions, size = args.qa or meta["qa"], meta["size"]
-        if len({sources.resolve(spec, "qa").name for spec in (questions, meta["qa"])}) > 1:
-            raise UserError(
-                f"run {run!r} is being finetuned on {meta['qa']}, not {questions}; leave out --qa or --resume"
-            )
+        questions, size = meta["qa"], meta["size"]
+        if args.qa and sources.resolve(args.qa, "qa").folder.name != meta["prepared"]["folder"]:
+            raise UserError(f"run {run!r} is being finetuned on {questions}, not {args.qa}; leave out --qa or --resume")
     else:
         settings = stages.settings_for(profile, "fine_tuned", **_given(args))
         questions, size = args.qa or profile.qa, profile.size
@@ -176,6 +174,10 @@ def _corpus_to_resume(run: str, before: dict[str, Any], args: argparse.Namespace
     from ..data import sources
 
     data = corpus_files.load_corpus(paths.data_dir(before["corpus"]))
+    began = before["prepared"]
+    if data.meta["fingerprint"] != began["fingerprint"]:
+        say(f"{data.name} has been prepared differently since run {run!r} began; preparing it again as it was")
+        data = _prepared(began["corpus"], began["tokenizer_spec"], began["size"])
     asked = {"corpus": args.corpus and sources.resolve(args.corpus).name, "tokenizer": args.tokenizer}
     for what, there in (("corpus", data.name), ("tokenizer", data.meta["tokenizer_spec"])):
         if asked[what] not in (None, there):
@@ -201,7 +203,7 @@ def _corpus_to_train_on(args: argparse.Namespace) -> CorpusData:
     if tokenizer is None and not args.named_profile:
         with contextlib.suppress(UserError):
             tokenizer = corpus_files.load_corpus(sources.resolve(corpus).folder).meta["tokenizer_spec"]
-    return _prepared(corpus, tokenizer or args.profile.tokenizer, args.profile)
+    return _prepared(corpus, tokenizer or args.profile.tokenizer, args.profile.size)
 
 
 def _follow(args: argparse.Namespace, run: str, stage: str, reports: Iterator[StepReport]) -> None:
@@ -230,13 +232,9 @@ def _follow(args: argparse.Namespace, run: str, stage: str, reports: Iterator[St
 
 
 def _resume_command(args: argparse.Namespace, run: str) -> str:
-    """The command that continues the training that was interrupted."""
-    words = ["nanochat", *args.words]
-    if args.run is None:
-        words += ["--run", run]
-    if not args.resume:
-        words += ["--resume"]
-    return shlex.join(words)
+    """The command that continues the training that was interrupted: everything else is in its saved state."""
+    device = [] if args.device == "auto" else ["--device", args.device]
+    return shlex.join(["nanochat", args.command, "--run", run, "--resume", *device])
 
 
 # --- using --------------------------------------------------------------------------------------------------------------

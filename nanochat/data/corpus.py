@@ -79,7 +79,7 @@ def prepare_corpus(
     with _all_or_nothing(folder):
         tok, pieces = _tokenizer(tokenizer, pieces)
         dtype = np.dtype(np.uint16 if tok.vocab_size <= 1 << 16 else np.uint32)
-        meta = {"name": source.name, "corpus": source.origin, **derived, "dtype": dtype.name}
+        meta = {"name": source.name, "corpus": source.origin, "size": size, **derived, "dtype": dtype.name}
         meta |= {"tokenizer_fingerprint": tok.fingerprint, "vocab_size": tok.vocab_size}
         meta |= write(pieces, folder, source.name, tok, dtype)
         tok.save(folder)

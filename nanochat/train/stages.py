@@ -19,7 +19,7 @@ from ..config import Profile, UserError, model_config
 from ..data import corpus as corpus_files
 from ..data import questions as qa
 from ..data.corpus import CorpusData
-from ..data.sources import resolve
+from ..data.sources import Source, resolve
 from ..evaluation.loss import mean_loss
 from ..generate import generate
 from ..loss import rows_scored
@@ -189,6 +189,7 @@ def pretrain(
     meta = {
         "run": run, "stage": "base_model", "model_name": model, "corpus": corpus.name, "seed": settings.seed,
         "data_fingerprint": corpus.meta["source_fingerprint"], "parent": None,
+        "prepared": {name: corpus.meta.get(name, "default") for name in _TO_PREPARE_AGAIN},
         "standin": standin,
     }  # fmt: skip
 
@@ -221,9 +222,29 @@ def pretrain(
     return _run_stage(run, meta["stage"], gpt, task_of, settings, resume, stop, say)
 
 
+_TO_PREPARE_AGAIN = ("corpus", "tokenizer_spec", "size", "fingerprint")
+
+
+def _questions(
+    run: str, qa_name: str | Source, size: str, tokenizer: Tokenizer, block_size: int, resume: bool
+) -> tuple[str, qa.QAData]:
+    """The origin of a question/answer set, and the set prepared for finetuning.
+
+    A training that is resumed needs no more than what was prepared: the file it was made from may be gone.
+    """
+    try:
+        source = resolve(qa_name, "qa", size=size)
+        return source.origin, corpus_files.prepare_qa(source, tokenizer, block_size)
+    except UserError:
+        if not resume or not has_state(paths.last_path(run, "fine_tuned")):
+            raise
+        meta = begun(run, "fine_tuned")[1]
+        return meta["qa"], qa.load_qa(paths.data_dir(meta["prepared"]["folder"]))
+
+
 def finetune(
     run: str,
-    qa_name: str,
+    qa_name: str | Source,
     *,
     settings: TrainSettings,
     size: str = "default",
@@ -241,12 +262,12 @@ def finetune(
         raise UserError(f"run {run!r} has no base model to finetune; `nanochat pretrain --run {run}` makes one")
     base = checkpoint.load(base_path, devices.pick_device(device))
     gpt, tokenizer, block_size = base.model, base.tokenizer, base.model.config.block_size
-    source = resolve(qa_name, "qa", size=size)
-    data = corpus_files.prepare_qa(source, tokenizer, block_size)
+    origin, data = _questions(run, qa_name, size, tokenizer, block_size, resume)
     meta = {
         "run": run, "stage": "fine_tuned", "model_name": base.meta["model_name"], "corpus": base.meta["corpus"],
-        "qa": source.origin, "seed": settings.seed, "data_fingerprint": data.meta["source_fingerprint"],
-        "parent": base.meta["fingerprint"], "size": size, "standin": base.meta.get("standin", False),
+        "qa": origin, "seed": settings.seed, "data_fingerprint": data.meta["source_fingerprint"],
+        "parent": base.meta["fingerprint"], "size": size,
+        "prepared": {"folder": data.folder.name}, "standin": base.meta.get("standin", False),
     }  # fmt: skip
 
     def task_of(settings: TrainSettings) -> Task:
