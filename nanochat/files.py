@@ -29,12 +29,19 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+def _umask() -> int:
+    """The permissions that this user's new files do not get; the system tells only when it is set."""
+    before = os.umask(0o077)
+    os.umask(before)
+    return before
 
 
 def append_line(path: Path, line: str) -> None:
@@ -46,7 +53,7 @@ def append_line(path: Path, line: str) -> None:
     """
     content = line.encode() + b"\n"
     make_folder(path.parent)
-    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
     try:
         end = os.lseek(fd, 0, os.SEEK_END)
         if end:
@@ -69,7 +76,7 @@ def open_partial(path: Path, *, keep: bool) -> Iterator[IO[bytes]]:
     It is flushed when the block ends without an exception; after one, what was written stays, so that it can be resumed.
     """
     flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if keep else os.O_TRUNC)
-    with os.fdopen(os.open(path, flags, 0o644), "ab" if keep else "wb") as file:
+    with os.fdopen(os.open(path, flags, 0o666), "ab" if keep else "wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())

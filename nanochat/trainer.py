@@ -357,8 +357,8 @@ def train(
 def _check_finite(what: str, value: float, step: int) -> None:
     if not math.isfinite(value):
         raise UserError(
-            f"the {what} became {value} at step {step}: the training has diverged; try a lower learning rate "
-            "(the best weights so far are kept)"
+            f"the {what} became {value} at step {step}: the training has diverged; start over with another seed or a "
+            "larger batch (the best weights so far are kept)"
         )
 
 

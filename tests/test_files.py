@@ -411,3 +411,17 @@ def test_no_module_but_this_one_opens_a_file_to_write() -> None:
         if isinstance(node, ast.Call) and writes(node)
     ]
     assert found == [], "write through nanochat/files.py"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_are_as_private_as_their_user_wants(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with files.atomic_write(tmp_path / "whole") as file:
+            file.write(b"x")
+        files.append_line(tmp_path / "lines", "x")
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}

@@ -189,8 +189,7 @@ def pretrain(
     meta = {
         "run": run, "stage": "base_model", "model_name": model, "corpus": corpus.name, "seed": settings.seed,
         "data_fingerprint": corpus.meta["source_fingerprint"], "parent": None,
-        "prepared": {name: corpus.meta.get(name, "default") for name in _TO_PREPARE_AGAIN},
-        "standin": standin,
+        "standin": standin, "prepared": {name: corpus.meta.get(name, "default") for name in _TO_PREPARE_AGAIN},
     }  # fmt: skip
 
     def task_of(settings: TrainSettings) -> Task:
@@ -259,7 +258,8 @@ def finetune(
     """
     base_path = paths.checkpoint_path(run, "base_model")
     if not base_path.is_file():
-        raise UserError(f"run {run!r} has no base model to finetune; `nanochat pretrain --run {run}` makes one")
+        hint = checkpoint.misnamed() or f"`nanochat pretrain --run {run}` makes one"
+        raise UserError(f"run {run!r} has no base model to finetune; {hint}")
     base = checkpoint.load(base_path, devices.pick_device(device))
     gpt, tokenizer, block_size = base.model, base.tokenizer, base.model.config.block_size
     origin, data = _questions(run, qa_name, size, tokenizer, block_size, resume)
