@@ -27,7 +27,7 @@ endif
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s %s\n", $$1, $$2 }'
 
-course: $(READY) ## run all notebooks on the built-in corpus and write out/<run>/ (8 to 12 minutes)
+course: $(READY) ## run all notebooks on the built-in corpus and write out/<run>/ (5 to 12 minutes)
 	@$(BIN)/nanochat course
 
 lab: $(READY) ## open the notebooks in JupyterLab
