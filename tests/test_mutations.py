@@ -146,7 +146,7 @@ MUTATIONS = [
         "data/corpus",
         "return rows[:, :-1], rows[:, 1:]",
         "return rows[:, :-1], rows[:, :-1]",
-        "dataset::test_targets_are_the_next_tokens",
+        "corpus::test_targets_are_the_next_tokens",
     ),
     mutation("answers-are-not-shifted", "data/packing", "ids, IGNORE)[:, 1:]", "ids, IGNORE)[:, :-1]", ROW),
     # the loss mask
@@ -306,14 +306,14 @@ MUTATIONS = [
         "data/questions",
         "[tok.assistant, *next(encoded), tok.end]",
         "[tok.assistant, *next(encoded)]",
-        "qa::test_rendering_is_pinned_token_by_token",
+        "questions::test_rendering_is_pinned_token_by_token",
     ),
     mutation(
         "prompts-lack-the-mark",
         "data/questions",
         "return [*render(asked, tok), tok.assistant]",
         "return render(asked, tok)",
-        "qa::test_a_prompt_ends_with_the_assistant_mark_whether_or_not_the_answer_is_known",
+        "questions::test_a_prompt_ends_with_the_assistant_mark_whether_or_not_the_answer_is_known",
     ),
     # generation
     mutation(
