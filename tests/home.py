@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nanochat import paths
 from nanochat.data import corpus as corpus_files
 from nanochat.data.corpus import CorpusData
 from nanochat.train import stages
@@ -45,3 +48,11 @@ def pretrain(
 def finetune(home: Path, run: str = "r", settings: TrainSettings = SETTINGS, **options: Any) -> list[StepReport]:
     questions = str(home / "animals.json")
     return list(stages.finetune(run, questions, settings=settings, device="cpu", **{"say": str, **options}))
+
+
+def replace_base_model(home: Path) -> None:
+    """Put another base model in place of that of run r, as somebody who copies files may do."""
+    corpus = corpus_files.load_corpus(home / "data" / "stories")
+    pretrain(corpus, "other", replace(SETTINGS, seed=9))
+    shutil.copy(paths.checkpoint_path("other", "base_model"), paths.checkpoint_path("r", "base_model"))
+    shutil.rmtree(paths.run_dir("other"))

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import statistics
-from dataclasses import replace
 
 import home
 import pytest
@@ -14,7 +13,6 @@ import pytest
 from nanochat import config, devices, paths
 from nanochat.config import UserError
 from nanochat.course import report
-from nanochat.data import corpus
 from nanochat.evaluation import card as report_cards
 from nanochat.train import runfiles
 
@@ -175,11 +173,7 @@ def test_a_card_belongs_to_a_run_and_a_stage(nanochat_home):
 
 
 def test_a_model_whose_base_model_is_gone_is_disowned_and_the_card_of_another_model_left_out(project):
-    home.pretrain(
-        corpus.load_corpus(project / "data" / "stories"),
-        settings=replace(home.SETTINGS, steps=12, eval_every=1),
-        resume=True,
-    )
+    home.replace_base_model(project)
     stale = paths.card_path("r", "fine_tuned")
     card = json.loads(stale.read_text())
     stale.write_text(json.dumps({**card, "model": {**card["model"], "fingerprint": "another"}}))

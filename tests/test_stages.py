@@ -316,16 +316,9 @@ def test_going_on_with_other_text_is_refused_naming_both_fingerprints(project):
         home.pretrain(corpus, settings=replace(SETTINGS, steps=20), resume=True)
 
 
-def replace_base_model(project):
-    """Put another base model in place of that of run r, as somebody who copies files may do."""
-    home.pretrain(corpus_of(project), "other", settings=replace(SETTINGS, seed=9))
-    shutil.copy(paths.checkpoint_path("other", "base_model"), paths.checkpoint_path("r", "base_model"))
-    shutil.rmtree(paths.run_dir("other"))
-
-
 def test_going_on_finetuning_after_the_base_model_changed_is_refused(project):
     old = checkpoint.read_meta(paths.checkpoint_path("r", "base_model"))["fingerprint"]
-    replace_base_model(project)
+    home.replace_base_model(project)
     with pytest.raises(UserError, match=f"base model '{old}', now it is"):
         home.finetune(project, settings=replace(SETTINGS, steps=20), resume=True)
 
@@ -389,7 +382,7 @@ def test_a_model_whose_base_model_changed_is_not_used_without_a_word(project):
     loading.load("r", device="cpu", say=said.append)
     assert said == []
     parent = checkpoint.read_meta(paths.checkpoint_path("r", "fine_tuned"))["parent"]
-    replace_base_model(project)
+    home.replace_base_model(project)
     loading.load("r", device="cpu", say=said.append)
     now = checkpoint.read_meta(paths.checkpoint_path("r", "base_model"))["fingerprint"]
     [sentence] = said
