@@ -379,7 +379,7 @@ def state_settings(state: dict[str, Any]) -> TrainSettings:
 
 def check_state(task: Task, settings: TrainSettings, state: dict[str, Any]) -> None:
     """Raise UserError, naming both values, if the state belongs to another run or to other settings."""
-    saved = {**state["identity"], **state["settings"]}
+    saved = {**state["identity"], **asdict(state_settings(state))}  # settings that are new since have their default
     now = {**task.identity, "stage": task.stage, **asdict(settings)}
     for key in sorted((saved.keys() | now.keys()) - set(FREE)):
         if saved.get(key) != now.get(key):

@@ -502,6 +502,17 @@ def test_a_run_resumes_although_its_corpus_was_prepared_differently_since(projec
     assert [r["step"] for r in runfiles.read_metrics("mine")] == list(range(7))
 
 
+def test_a_run_that_an_earlier_version_began_resumes(project, nanochat):
+    """Its state knows nothing of the settings and the metadata that came later."""
+    path = paths.last_path("r", "base_model")
+    state = checkpoint.load_file(path)
+    del state["meta"]["prepared"], state["settings"]["grad_accum"]
+    checkpoint.save_file(path, state)
+    status, _, err = nanochat("pretrain", "--run", "r", "--resume", "--steps", "8")
+    assert status == 0, err
+    assert runfiles.read_metrics("r")[-1]["step"] == 8
+
+
 def test_a_finetuning_resumes_although_its_file_is_gone(project, nanochat, monkeypatch):
     interrupt_at(3, monkeypatch)
     status, _, err = nanochat("finetune", "--qa", "animals.json", *TRAINING)

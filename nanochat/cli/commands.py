@@ -128,7 +128,7 @@ def finetune(args: argparse.Namespace) -> None:
         begun, meta = stages.begun(run, "fine_tuned")
         settings = _settings_to_resume(args, begun, "fine_tuned")
         questions, size = meta["qa"], meta["size"]
-        if args.qa and sources.resolve(args.qa, "qa").folder.name != meta["prepared"]["folder"]:
+        if args.qa and sources.resolve(args.qa, "qa").origin != meta["qa"]:
             raise UserError(f"run {run!r} is being finetuned on {questions}, not {args.qa}; leave out --qa or --resume")
     else:
         settings = stages.settings_for(profile, "fine_tuned", **_given(args))
@@ -174,8 +174,8 @@ def _corpus_to_resume(run: str, before: dict[str, Any], args: argparse.Namespace
     from ..data import sources
 
     data = corpus_files.load_corpus(paths.data_dir(before["corpus"]))
-    began = before["prepared"]
-    if data.meta["fingerprint"] != began["fingerprint"]:
+    began = before.get("prepared")  # a state of an earlier version has none
+    if began and data.meta["fingerprint"] != began["fingerprint"]:
         say(f"{data.name} has been prepared differently since run {run!r} began; preparing it again as it was")
         data = _prepared(began["corpus"], began["tokenizer_spec"], began["size"])
     asked = {"corpus": args.corpus and sources.resolve(args.corpus).name, "tokenizer": args.tokenizer}

@@ -238,6 +238,8 @@ def _questions(
         if not resume or not has_state(paths.last_path(run, "fine_tuned")):
             raise
         meta = begun(run, "fine_tuned")[1]
+        if "prepared" not in meta:  # begun by an earlier version
+            raise
         return meta["qa"], qa.load_qa(paths.data_dir(meta["prepared"]["folder"]))
 
 
