@@ -66,15 +66,13 @@ def sweep(run: str) -> None:
     The caller must hold the lock.
     """
     _undo_unfinished_backup(run)
-    for target in (*(file for stage in paths.STAGES for file in stage_files(run, stage)), *_common_files(run)):
+    written = [paths.metrics_path(run), _holder(run)]
+    for stage in paths.STAGES:
+        written += stage_files(run, stage)
+        unfinished_state(paths.last_path(run, stage)).unlink(missing_ok=True)
+    for target in written:
         for torn in target.parent.glob(f".{target.name}.*.tmp"):
             torn.unlink()
-    for stage in paths.STAGES:
-        unfinished_state(paths.last_path(run, stage)).unlink(missing_ok=True)
-
-
-def _common_files(run: str) -> list[Path]:
-    return [paths.metrics_path(run), _holder(run)]
 
 
 def stage_files(run: str, stage: str) -> list[Path]:
@@ -142,26 +140,25 @@ def set_aside(run: str, stage: str, say: Say, *, keep: bool = False) -> None:
     """
     later = paths.STAGES[paths.STAGES.index(stage) :]
     gone = later[1:] if keep else later
-    left = [file for each in later for file in stage_files(run, each) if file.is_file()]
-    moved = [file for each in gone for file in stage_files(run, each) if file.is_file()]
+    there = {each: [file for file in stage_files(run, each) if file.is_file()] for each in later}
+    moved = [file for each in gone for file in there[each]]
     records = read_metrics(run)
     if any(_trained(file) for file in moved if file.suffix == ".pt"):
         unfinished = _unfinished_backup(run)
         files.make_folder(unfinished)
         _write_records(unfinished / "metrics.jsonl", [r for r in records if r["stage"] in later])
-        for file in left:
-            if file in moved:
-                files.move(file, unfinished / file.name)
-            else:
-                with files.atomic_write(unfinished / file.name) as copy:
-                    copy.write(file.read_bytes())
-        names = backups(run)
-        number = 1 + max((int(name[8:]) for name in names if name[8:].isdigit()), default=0)
-        files.move(unfinished, paths.run_dir(run) / f"earlier-{number}")
-        held = [each for each in later if any(file in left for file in stage_files(run, each))]
+        for file in there[stage] if keep else ():
+            with files.atomic_write(unfinished / file.name) as copy:
+                copy.write(file.read_bytes())
+        for file in moved:
+            files.move(file, unfinished / file.name)
+        numbers = (int(name[8:]) for name in backups(run) if name[8:].isdigit())
+        name = f"earlier-{1 + max(numbers, default=0)}"
+        files.move(unfinished, paths.run_dir(run) / name)
+        held = " and ".join(training(each) for each in later if there[each])
         say(
-            f"The previous {' and '.join(map(training, held))} of run {run!r} moved to earlier-{number}; "
-            f"`nanochat restore --run {run} earlier-{number}` brings back what was there."
+            f"The previous {held} of run {run!r} moved to {name}; "
+            f"`nanochat restore --run {run} {name}` brings back what was there."
         )
     else:
         for file in moved:
