@@ -5,7 +5,7 @@ Every plot function returns `(figure, sentence)`; the sentence describes what th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib as mpl
@@ -123,26 +123,39 @@ def losses(metrics: Metrics) -> Plot:
     return figure, " ".join(sentences)
 
 
-def learning_rate(metrics: Metrics) -> Plot:
-    """The schedule's factor of the learning rate over the steps of each stage."""
+def _over_steps(
+    metrics: Metrics,
+    title: str,
+    ylabel: str,
+    column: str,
+    draw: Callable[[str, Metrics, Axes, np.ndarray, np.ndarray], str],
+) -> Plot:
+    """A panel for each stage; `draw(title, records, axes, steps, values)` plots a column and returns its sentence."""
     if not metrics:
-        return style.empty("Learning rate", "nothing has been trained yet")
-    figure, panels = _panels(metrics, "learning rate, as a factor")
+        return style.empty(title, "nothing has been trained yet")
+    figure, panels = _panels(metrics, ylabel)
     sentences = []
     for name, records, ax in panels:
-        steps, rates = _column([record for record in records if record["step"] > 0], "lr")
-        if not len(rates):
-            sentences.append(f"In {name} no step was taken.")
-            continue
+        steps, values = _column([record for record in records if record["step"] > 0], column)
+        taken = len(values) > 0
+        sentences.append(draw(name, records, ax, steps, values) if taken else f"In {name} no step was taken.")
+    _from_zero(panels)
+    return figure, " ".join(sentences)
+
+
+def learning_rate(metrics: Metrics) -> Plot:
+    """The schedule's factor of the learning rate over the steps of each stage."""
+
+    def draw(name: str, records: Metrics, ax: Axes, steps: np.ndarray, rates: np.ndarray) -> str:
         ax.plot(steps, rates, color=style.BLUE, linewidth=2)
         top = steps[rates >= rates.max() * (1 - 1e-9)]
         rise = f"rises until step {top[0]:.0f}, " if top[0] > steps[0] else ""
-        sentences.append(
+        return (
             f"In {name} the learning rate {rise}stays at {style.number(rates.max())} up to step {top[-1]:.0f} "
             f"and is {style.number(rates[-1])} at step {steps[-1]:.0f}."
         )
-    _from_zero(panels)
-    return figure, " ".join(sentences)
+
+    return _over_steps(metrics, "Learning rate", "learning rate, as a factor", "lr", draw)
 
 
 def memory(metrics: Metrics) -> Plot:
@@ -168,24 +181,17 @@ def memory(metrics: Metrics) -> Plot:
 
 def speed(metrics: Metrics) -> Plot:
     """Training speed in tokens per second over the steps of each stage."""
-    if not metrics:
-        return style.empty("Speed", "nothing has been trained yet")
-    figure, panels = _panels(metrics, "tokens per second")
-    sentences = []
-    for name, records, ax in panels:
-        steps, values = _column([record for record in records if record["step"] > 0], "tokens_per_s")
-        if not len(values):
-            sentences.append(f"In {name} no step was taken.")
-            continue
+
+    def draw(name: str, records: Metrics, ax: Axes, steps: np.ndarray, values: np.ndarray) -> str:
         ax.plot(steps, values, color=style.BLUE, linewidth=1.5)
         middle = float(np.median(values))
         ax.axhline(middle, color=style.RED, linestyle="--", linewidth=1, label="median")
         style.legend(ax)
         share = _column(records, "mfu")[1]
         used = f", {np.median(share):.0%} of what its matrix units can do" if share.any() else ""
-        sentences.append(f"In {name} the machine trained on {middle:,.0f} tokens a second{used}.")
-    _from_zero(panels)
-    return figure, " ".join(sentences)
+        return f"In {name} the machine trained on {middle:,.0f} tokens a second{used}."
+
+    return _over_steps(metrics, "Speed", "tokens per second", "tokens_per_s", draw)
 
 
 # --- tokens, probabilities, scores, matrices ----------------------------------------------------------------
